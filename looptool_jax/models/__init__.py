@@ -1,0 +1,1 @@
+"""Decoders: configuration, parameters, the forward functions, and the key map to and from Hugging Face weights."""

@@ -1,0 +1,248 @@
+"""Dense decoders (Qwen3; Llama) as a Flax NNX module and as plain functions over its stacked parameter tree.
+
+The module defines the parameters once (every leaf of `layers` is stacked [layers, ...]). It is split once; what is
+compiled are the functions below, which scan over layers and take the caches as explicit arguments. Matrix products run
+in the dtype of the parameters; norms, rotary embeddings, softmax and logits in float32.
+
+Dimension names: b batch, n prompts, g answers of a group, t/r time, d embed, h heads, k kv_heads, f mlp, v vocab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from looptool_jax.models.attention import Block, attend
+from looptool_jax.models.config import DecoderConfig
+from looptool_jax.models.rope import Rotation, rotate, rotation
+
+Params = dict[str, Any]
+Axes = tuple[str, ...]
+
+
+class KV(NamedTuple):
+    """Keys (after norm and rotation) and values of all layers."""
+
+    k: Float[Array, "layers ... kv_heads head_dim"]
+    v: Float[Array, "layers ... kv_heads head_dim"]
+
+
+class Layers(nnx.Module):
+    """The parameters of all layers, stacked on the leading axis."""
+
+    def __init__(self, cfg: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        n_layers, d, f = cfg.num_layers, cfg.hidden_size, cfg.intermediate_size
+        heads, kv_heads, head_dim = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+        ones = partial(_ones, dtype=dtype)
+        matrix = partial(_matrix, rngs=rngs, dtype=dtype)
+        residual = (2 * n_layers) ** -0.5
+        self.attention_norm = ones((n_layers, d), ("layers", "embed"))
+        self.q = matrix((n_layers, d, heads, head_dim), ("layers", "embed", "heads", "head_dim"), d**-0.5)
+        self.k = matrix((n_layers, d, kv_heads, head_dim), ("layers", "embed", "kv_heads", "head_dim"), d**-0.5)
+        self.v = matrix((n_layers, d, kv_heads, head_dim), ("layers", "embed", "kv_heads", "head_dim"), d**-0.5)
+        self.o = matrix(
+            (n_layers, heads, head_dim, d),
+            ("layers", "heads", "head_dim", "embed"),
+            residual * (heads * head_dim) ** -0.5,
+        )
+        if cfg.qk_norm:
+            self.q_norm = ones((n_layers, head_dim), ("layers", "head_dim"))
+            self.k_norm = ones((n_layers, head_dim), ("layers", "head_dim"))
+        self.mlp_norm = ones((n_layers, d), ("layers", "embed"))
+        self.gate = matrix((n_layers, d, f), ("layers", "embed", "mlp"), d**-0.5)
+        self.up = matrix((n_layers, d, f), ("layers", "embed", "mlp"), d**-0.5)
+        self.down = matrix((n_layers, f, d), ("layers", "mlp", "embed"), residual * f**-0.5)
+
+
+class Decoder(nnx.Module):
+    """All parameters of a decoder, with the logical axis names of each (metadata `axes`)."""
+
+    def __init__(self, cfg: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
+        matrix = partial(_matrix, rngs=rngs, dtype=dtype)
+        self.embedding = matrix((cfg.vocab_size, cfg.hidden_size), ("vocab", "embed"), 0.02)
+        self.layers = Layers(cfg, rngs=rngs, dtype=dtype)
+        self.final_norm = _ones((cfg.hidden_size,), ("embed",), dtype=dtype)
+        if not cfg.tie_embeddings:
+            self.unembedding = matrix((cfg.vocab_size, cfg.hidden_size), ("vocab", "embed"), 0.02)
+
+
+def init_params(cfg: DecoderConfig, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> Params:
+    """Random parameters as a nested dict; traceable (under `jax.jit` with `out_shardings` it creates them in place)."""
+    return nnx.to_pure_dict(nnx.state(Decoder(cfg, rngs=nnx.Rngs(key), dtype=dtype)))
+
+
+def abstract_params(cfg: DecoderConfig, dtype: DTypeLike = jnp.float32) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct`s."""
+    return jax.eval_shape(lambda: init_params(cfg, jax.random.key(0), dtype))
+
+
+def logical_axes(cfg: DecoderConfig) -> Params:
+    """A tree parallel to the parameters whose leaves are tuples of logical axis names, one per dimension."""
+    module = nnx.eval_shape(lambda: Decoder(cfg, rngs=nnx.Rngs(0)))
+    state = nnx.state(module)
+    return nnx.to_pure_dict(jax.tree.map(lambda leaf: leaf.get_metadata("axes"), state, is_leaf=_is_variable))
+
+
+def forward(
+    params: Params,
+    cfg: DecoderConfig,
+    tokens: Int[Array, "batch time"],
+    positions: Int[Array, "batch time"],
+    segment_ids: Int[Array, "batch time"],
+    *,
+    remat: bool = False,
+) -> tuple[Float[Array, "batch time embed"], KV]:
+    """Whole rows: training on packed rows, prefill of prompts.
+
+    Attention is causal (by place in the row) inside a segment; segment 0 is padding, whose results mean nothing.
+
+    Returns:
+        hidden after the final norm, and the keys and values [layers, batch, time, kv_heads, head_dim].
+    """
+    causal_ts = jnp.tri(tokens.shape[1], dtype=bool)
+    mask_bts = (segment_ids[:, :, None] == segment_ids[:, None, :]) & causal_ts
+    angles = rotation(cfg, positions)
+
+    def layer(x_btd: Array, p: Params) -> tuple[Array, KV]:
+        def mix(q: Array, kv: KV) -> Array:
+            return attend(q[:, None], [Block(kv.k, kv.v, mask_bts)])[:, 0]
+
+        return _layer(cfg, p, x_btd, angles, mix)
+
+    x_btd, kv = jax.lax.scan(_checkpointed(layer, remat), params["embedding"][tokens], params["layers"])
+    return _rms_norm(cfg, x_btd, params["final_norm"]), kv
+
+
+def forward_answers(
+    params: Params,
+    cfg: DecoderConfig,
+    tokens: Int[Array, "prompts group time"],
+    positions: Int[Array, "prompts group time"],
+    prompt_kv: KV,
+    prompt_valid: Bool[Array, "prompts prompt_time"],
+    *,
+    remat: bool = False,
+) -> Float[Array, "prompts group time embed"]:
+    """Answers of a group on the shared prompt: each sees its whole prompt and, causally, itself.
+
+    The prompt's keys and values [layers, prompts, prompt_time, kv_heads, head_dim] come from `forward` and are
+    broadcast over the group; gradients flow back through them.
+
+    Returns:
+        hidden after the final norm.
+    """
+    causal_rs = jnp.tri(tokens.shape[2], dtype=bool)[None, None]
+    seen_p = prompt_valid[:, None, :]
+    angles = rotation(cfg, positions)
+
+    def layer(x_ngrd: Array, inputs: tuple[Params, KV]) -> tuple[Array, None]:
+        p, prompt = inputs
+
+        def mix(q: Array, kv: KV) -> Array:
+            return attend(q, [Block(prompt.k, prompt.v, seen_p), Block(kv.k, kv.v, causal_rs)])
+
+        return _layer(cfg, p, x_ngrd, angles, mix)[0], None
+
+    start = params["embedding"][tokens]
+    x_ngrd, _ = jax.lax.scan(_checkpointed(layer, remat), start, (params["layers"], prompt_kv))
+    return _rms_norm(cfg, x_ngrd, params["final_norm"])
+
+
+def decode_step(
+    params: Params,
+    cfg: DecoderConfig,
+    tokens: Int[Array, "prompts group"],
+    positions: Int[Array, "prompts group"],
+    prompt_kv: KV,
+    prompt_valid: Bool[Array, "prompts prompt_time"],
+    answer_kv: KV,
+    index: Int[Array, "prompts group"],
+) -> tuple[Float[Array, "prompts group embed"], KV]:
+    """One token of every answer: sees its prompt, its own entries before `index` and itself.
+
+    `answer_kv` [layers, prompts, group, time, kv_heads, head_dim] gets this token's keys and values at `index`
+    (one per row). Donate it: it is only read inside the layers and written once at the end.
+
+    Returns:
+        hidden after the final norm, and the cache with the new entry.
+    """
+    seen_p = prompt_valid[:, None, :]
+    before_ngr = jnp.arange(answer_kv.k.shape[3]) < index[..., None]
+    itself = jnp.ones((1, 1, 1, 1), bool)
+    angles = rotation(cfg, positions[..., None])
+
+    def layer(x_ng1d: Array, inputs: tuple[Params, KV, KV]) -> tuple[Array, KV]:
+        p, prompt, answer = inputs
+
+        def mix(q: Array, kv: KV) -> Array:
+            blocks = [
+                Block(prompt.k, prompt.v, seen_p),
+                Block(answer.k, answer.v, before_ngr[:, :, None]),
+                Block(kv.k, kv.v, itself),
+            ]
+            return attend(q, blocks)
+
+        return _layer(cfg, p, x_ng1d, angles, mix)
+
+    start = params["embedding"][tokens[..., None]]
+    x_ng1d, new = jax.lax.scan(layer, start, (params["layers"], prompt_kv, answer_kv))
+    hidden = _rms_norm(cfg, x_ng1d[:, :, 0], params["final_norm"])
+    return hidden, jax.tree.map(partial(_write, index), answer_kv, new)
+
+
+def logits(params: Params, cfg: DecoderConfig, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
+    """Next-token logits in float32 of hidden states after the final norm."""
+    table_vd = params["embedding"] if cfg.tie_embeddings else params["unembedding"]
+    return jnp.einsum("...d,vd->...v", hidden, table_vd, preferred_element_type=jnp.float32)
+
+
+def _layer(
+    cfg: DecoderConfig, p: Params, x: Array, angles: Rotation, mix: Callable[[Array, KV], Array]
+) -> tuple[Array, KV]:
+    """One layer on x [..., time, embed]; `mix(q, own keys and values)` is the attention."""
+    y = _rms_norm(cfg, x, p["attention_norm"])
+    q = jnp.einsum("...d,dhc->...hc", y, p["q"])
+    k = jnp.einsum("...d,dkc->...kc", y, p["k"])
+    v = jnp.einsum("...d,dkc->...kc", y, p["v"])
+    if cfg.qk_norm:
+        q, k = _rms_norm(cfg, q, p["q_norm"]), _rms_norm(cfg, k, p["k_norm"])
+    kv = KV(rotate(k, angles), v)
+    x = x + jnp.einsum("...hc,hcd->...d", mix(rotate(q, angles), kv), p["o"])
+    y = _rms_norm(cfg, x, p["mlp_norm"])
+    return x + (jax.nn.silu(y @ p["gate"]) * (y @ p["up"])) @ p["down"], kv
+
+
+def _rms_norm(cfg: DecoderConfig, x: Array, weight: Array) -> Array:
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + cfg.rms_norm_eps)
+    return (y * weight.astype(jnp.float32)).astype(x.dtype)
+
+
+def _write(index: Array, cache: Array, new: Array) -> Array:
+    """cache [layers, n, g, time, k, h] with new [layers, n, g, 1, k, h] at time `index` [n, g]."""
+    write = partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+    return jax.vmap(jax.vmap(write, (1, 1, 0), 1), (1, 1, 0), 1)(cache, new.astype(cache.dtype), index)
+
+
+def _checkpointed(layer: Callable, remat: bool) -> Callable:
+    return jax.checkpoint(layer, prevent_cse=False) if remat else layer
+
+
+def _matrix(shape: tuple[int, ...], axes: Axes, std: float, *, rngs: nnx.Rngs, dtype: DTypeLike) -> nnx.Param:
+    value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
+    return nnx.Param(value.astype(dtype), axes=axes)
+
+
+def _ones(shape: tuple[int, ...], axes: Axes, *, dtype: DTypeLike) -> nnx.Param:
+    return nnx.Param(jnp.ones(shape, dtype), axes=axes)
+
+
+def _is_variable(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)
