@@ -1,0 +1,265 @@
+"""Whole files, written atomically, and strict JSON.
+
+A path is a local path or an fsspec URL (`gs://...`, `memory://...`). A local file is written under a
+temporary name in the same directory, synced and renamed; an object is written with one put. So a reader
+never sees half a file, and a failed write leaves the earlier file as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+PARTIAL_SUFFIX = ".partial"
+MAX_DEPTH = 64
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+PathLike = str | os.PathLike[str]
+
+
+class DataError(ValueError):
+    """A file that cannot be read or written; the message says which, where in it, and what to do."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read one JSON value of standard JSON. Raises ValueError with a short reason.
+
+    Stricter than `json.loads`: NaN, infinities, numbers that overflow, repeated keys and nesting deeper than
+    MAX_DEPTH are refused, so whatever is read can be written again and mean the same.
+    """
+    try:
+        value = _DECODER.decode(text.decode("utf-8") if isinstance(text, bytes) else text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from None
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
+    if _deeper_than(value, MAX_DEPTH):
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    return value
+
+
+def dump_json(value: Any) -> bytes:
+    """One line of JSON in UTF-8 without the newline, key order kept. Raises ValueError for what JSON cannot hold."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"not a JSON value: {error}") from None
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:  # a lone surrogate has no UTF-8 form, but JSON can escape it
+        return json.dumps(value, ensure_ascii=True, allow_nan=False).encode("ascii")
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"number {text[:20]} is too large")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > 4000:
+        raise ValueError("an integer of more than 4000 digits")
+    return int(text)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in one object")
+    return value
+
+
+_DECODER = json.JSONDecoder(
+    parse_constant=_no_constant, parse_float=_finite, parse_int=_integer, object_pairs_hook=_unique_keys
+)
+
+
+def _deeper_than(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth + 1):
+        containers = [node for node in level if isinstance(node, (dict, list))]
+        if not containers:
+            return False
+        level = [child for node in containers for child in (node.values() if isinstance(node, dict) else node)]
+    return True
+
+
+def is_url(path: PathLike) -> bool:
+    """True for an fsspec URL of an object store. `file://` counts as a local path."""
+    return "://" in str(path) and not str(path).startswith("file://")
+
+
+def join(path: PathLike, *names: str) -> str:
+    """`path/name/...` for local paths and URLs alike."""
+    return "/".join([str(path).rstrip("/"), *names])
+
+
+def write_bytes(path: PathLike, data: bytes) -> str:
+    """Write a whole file atomically; directories are made. Returns the sha256 (hex). Raises DataError."""
+    return write_blocks(path, [data])
+
+
+def write_text(path: PathLike, text: str) -> str:
+    """Write a whole UTF-8 file atomically. Returns the sha256 (hex). Raises DataError."""
+    try:
+        return write_bytes(path, text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path}: the text has no UTF-8 form (lone surrogate at character {error.start + 1})") from None
+
+
+def read_bytes(path: PathLike) -> bytes:
+    """The whole file. Raises DataError where it is absent or unreadable."""
+    with open_binary(path) as file:
+        return file.read()
+
+
+def read_text(path: PathLike) -> str:
+    """The whole UTF-8 file. Raises DataError where it is absent, unreadable or not UTF-8."""
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from None
+
+
+def exists(path: PathLike) -> bool:
+    """Whether a file or directory is there."""
+    if is_url(path):
+        filesystem, name = _filesystem(path)
+        return filesystem.exists(name)
+    return local_path(path).exists()
+
+
+def remove(path: PathLike) -> None:
+    """Remove one file; an absent one is fine."""
+    with reported(path, "removed"), contextlib.suppress(FileNotFoundError):
+        if is_url(path):
+            filesystem, name = _filesystem(path)
+            filesystem.rm_file(name)
+        else:
+            local_path(path).unlink()
+
+
+def list_names(path: PathLike) -> list[str]:
+    """Sorted names in a directory (or under a URL prefix); empty where there is none."""
+    with reported(path, "listed"):
+        try:
+            if not is_url(path):
+                return sorted(os.listdir(local_path(path)))
+            filesystem, name = _filesystem(path)
+            filesystem.invalidate_cache()
+            return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(name, detail=False))
+        except FileNotFoundError:
+            return []
+
+
+def file_sha256(path: PathLike) -> str:
+    """sha256 (hex) of a file's bytes. Raises DataError."""
+    digest = hashlib.sha256()
+    with open_binary(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_blocks(path: PathLike, blocks: Iterable[bytes]) -> str:
+    """Write a whole file atomically from consecutive blocks. Returns the sha256 (hex). Raises DataError."""
+    if is_url(path):
+        data = b"".join(blocks)
+        with reported(path, "written"):
+            filesystem, name = _filesystem(path)
+            filesystem.pipe_file(name, data)
+        return hashlib.sha256(data).hexdigest()
+
+    digest = hashlib.sha256()
+    target = local_path(path)
+    partial = target.parent / f".{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
+    try:
+        with reported(path, "written"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "xb") as file:
+                for block in blocks:
+                    digest.update(block)
+                    file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+            sync_directory(target.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+    return digest.hexdigest()
+
+
+def sync_directory(path: PathLike) -> None:
+    """Make renames and new names in a local directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def local_path(path: PathLike) -> Path:
+    """The local path of a path or a `file://` URL."""
+    return Path(str(path).removeprefix("file://"))
+
+
+def _filesystem(path: PathLike) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(str(path))
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{path}: this kind of address cannot be opened ({error})") from None
+
+
+@contextlib.contextmanager
+def open_binary(path: PathLike) -> Iterator[BinaryIO]:
+    """A file open for reading bytes. Raises DataError where it is absent or unreadable."""
+    with reported(path, "read"):
+        if is_url(path):
+            filesystem, name = _filesystem(path)
+            opened = filesystem.open(name, "rb")
+        else:
+            opened = local_path(path).open("rb")
+        with opened as file:
+            yield file
+
+
+@contextlib.contextmanager
+def reported(path: PathLike, verb: str) -> Iterator[None]:
+    """Turn an error of the operating system or an object store into one DataError a person can act on."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise DataError(
+                f"{path}: cannot be {verb}, the disk (or the quota, or the file size limit) is full; "
+                f"free some space or choose another directory, then run again"
+            ) from error
+        raise DataError(f"{path}: cannot be {verb} ({error.strerror or error})") from error
+    except Exception as error:
+        if not is_url(path):
+            raise
+        raise DataError(f"{path}: cannot be {verb} ({type(error).__name__}: {error})") from error
