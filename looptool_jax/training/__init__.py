@@ -1,0 +1,1 @@
+"""Training: log-probs, SFT, GRPO, the optimiser, checkpoints."""

@@ -1,0 +1,61 @@
+"""Gradients of one batch in several parts, equal to those of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Metrics = dict[str, jax.Array]
+
+
+def accumulated_gradients(
+    loss: Callable[[Any, Any], tuple[jax.Array, Metrics]],
+    params: Any,
+    batch: Any,
+    micro_batches: int,
+    mesh: Mesh,
+) -> tuple[Any, jax.Array, Metrics]:
+    """Gradients, loss and metrics, each summed over `micro_batches` parts of the batch's leading axis.
+
+    `loss(params, part)` must be a sum over its rows, already divided by a number of the *whole* batch (tokens,
+    say): a mean per part would weigh the tokens of a short part more than those of a long one.
+    """
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    if micro_batches == 1:
+        (value, metrics), grads = value_and_grad(params, batch)
+        return grads, value, metrics
+
+    def add(total, part):
+        (value, metrics), grads = value_and_grad(params, part)
+        return jax.tree.map(jnp.add, total, (grads, value, metrics)), None
+
+    parts = _split_rows(batch, micro_batches, mesh)
+    first = jax.tree.map(lambda x: x[0], parts)
+    (value, metrics), grads = jax.eval_shape(value_and_grad, params, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, value, metrics))
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
+def _split_rows(batch: Any, parts: int, mesh: Mesh) -> Any:
+    """[rows, ...] -> [parts, rows / parts, ...]. Row i goes to part i % parts: every device keeps its own rows."""
+    sharding = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
+
+    def split(x):
+        x = jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    return jax.tree.map(split, batch)
+
+
+def check_rows(what: str, rows: int, micro_batches: int, mesh: Mesh) -> None:
+    """Raises ValueError where `rows` cannot be cut into equal parts that each fill the mesh's batch axes."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % (micro_batches * shards):
+        raise ValueError(
+            f"{rows} {what} do not divide into {micro_batches} micro-batches over {shards} batch shards "
+            f"(mesh data x fsdp): use a multiple of {micro_batches * shards}"
+        )

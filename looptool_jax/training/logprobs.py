@@ -1,0 +1,52 @@
+"""Log-probabilities of given tokens, without an array of vocabulary size for every position."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from looptool_jax.models import decoder
+from looptool_jax.models.config import DecoderConfig
+
+
+def token_logprobs(
+    params: decoder.Params,
+    cfg: DecoderConfig,
+    hidden: Float[Array, "*rows time embed"],
+    targets: Int[Array, "*rows time"],
+    chunk: int,
+) -> Float[Array, "*rows time"]:
+    """Log-softmax of `targets` under the model's head, float32, natural logarithm.
+
+    The time axis is cut into pieces of `chunk` positions; each piece computes its logits, keeps one number per
+    token and drops the logits, and the backward pass computes them again. The largest array is therefore
+    `[*rows, chunk, vocab]`, forward and backward. Rows stay where they are sharded.
+
+    `hidden[..., t, :]` is the state that predicts `targets[..., t]`.
+    """
+
+    @jax.checkpoint
+    def piece(hidden, targets):
+        logits = decoder.logits(params, cfg, hidden)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    time = targets.shape[-1]
+    if time <= chunk:
+        return piece(hidden, targets)
+    pieces = -(-time // chunk)
+    logprobs = jax.lax.map(
+        lambda xs: piece(*xs), (_split(hidden, pieces, chunk, -2), _split(targets, pieces, chunk, -1))
+    )
+    logprobs = jnp.moveaxis(logprobs, 0, -2)
+    return logprobs.reshape(*targets.shape[:-1], pieces * chunk)[..., :time]
+
+
+def _split(x: Array, pieces: int, chunk: int, axis: int) -> Array:
+    """Pads `axis` to `pieces * chunk`, cuts it, and puts the pieces first."""
+    axis = axis % x.ndim
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = (0, pieces * chunk - x.shape[axis])
+    x = jnp.pad(x, pad)
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], pieces, chunk, *x.shape[axis + 1 :]), axis, 0)

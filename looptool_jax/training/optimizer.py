@@ -1,0 +1,136 @@
+"""The optimiser, and the training state it advances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from optax.contrib import MuonDimensionNumbers, muon
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Defaults: the paper's run (verl's AdamW, constant rate, no warm-up, gradient clip 1.0)."""
+
+    name: Literal["adamw", "muon"] = "adamw"  # muon: weight matrices by Muon, embeddings and norms by Adam
+    learning_rate: float = 1e-6
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0  # linear, from zero
+    total_steps: int = 0  # cosine only: where the rate reaches zero
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in ("adamw", "muon"):
+            raise ValueError(f"optimizer.name is {self.name!r}: use 'adamw' or 'muon'")
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"optimizer.schedule is {self.schedule!r}: use 'constant' or 'cosine'")
+        if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
+            raise ValueError(
+                f"optimizer.total_steps is {self.total_steps}: a cosine schedule needs more steps than its "
+                f"{self.warmup_steps} warm-up steps"
+            )
+
+
+class TrainState(NamedTuple):
+    """What one update reads and writes. `step` counts updates, int32 scalar."""
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+
+
+def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:
+    """Learning rate as a function of the number of updates already done."""
+    if cfg.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(
+            0.0 if cfg.warmup_steps else cfg.learning_rate, cfg.learning_rate, cfg.warmup_steps, cfg.total_steps
+        )
+    if cfg.warmup_steps:
+        return optax.linear_schedule(0.0, cfg.learning_rate, cfg.warmup_steps)
+    return optax.constant_schedule(cfg.learning_rate)
+
+
+def make_optimizer(cfg: OptimizerConfig, logical_axes: Any) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW (decoupled decay on every parameter, as torch does) or Muon.
+
+    `logical_axes` is the model's tree of axis names; Muon reads from it which axes of a stacked weight form its
+    matrix. Muon's updates are scaled to AdamW's usual size (consistent RMS 0.2, arXiv 2502.16982), so that one
+    learning rate serves both kinds of parameter.
+    """
+    rate = learning_rate(cfg)
+    if cfg.name == "muon":
+        update = muon(
+            rate,
+            weight_decay=cfg.weight_decay,
+            adam_b1=cfg.b1,
+            adam_b2=cfg.b2,
+            eps=cfg.eps,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=jax.tree.map(
+                _matrix_axes, logical_axes, is_leaf=lambda x: isinstance(x, tuple)
+            ),
+        )
+    else:
+        update = optax.adamw(rate, b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, weight_decay=cfg.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), update)
+
+
+def _matrix_axes(names: tuple[str | None, ...]) -> MuonDimensionNumbers | None:
+    """The two sides of a weight matrix: `embed` against all its other axes but the layer; None: not a matrix."""
+    sides = [i for i, name in enumerate(names) if name not in ("layers", "embed")]
+    if "embed" not in names or "vocab" in names or not sides:
+        return None
+    embed = names.index("embed")
+    return MuonDimensionNumbers(*((embed,), tuple(sides)) if embed < sides[0] else (tuple(sides), (embed,)))
+
+
+def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: TrainState) -> TrainState:
+    """A fresh state on the mesh: `params` moved to their shardings, optimiser state created in place, step 0.
+
+    The parameters are copied, so that a step that donates the state leaves the caller's arrays alive.
+    """
+
+    def build(params):
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    return jax.jit(build, out_shardings=shardings)(jax.device_put(params, shardings.params))
+
+
+def state_shardings(
+    optimizer: optax.GradientTransformation, abstract_params: Any, param_shardings: Any, mesh: Mesh
+) -> TrainState:
+    """Shardings of a TrainState: every moment lies like the parameter it belongs to, the rest is replicated."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    params = {
+        path: (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree.leaves_with_path(abstract_params), jax.tree.leaves(param_shardings), strict=True
+        )
+    }
+
+    def place(path, leaf):
+        for start in range(len(path)):
+            shape, sharding = params.get(path[start:], (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return replicated
+
+    opt_state = jax.tree.map_with_path(place, jax.eval_shape(optimizer.init, abstract_params))
+    return TrainState(param_shardings, opt_state, replicated)
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation, state: TrainState, grads: Any
+) -> tuple[TrainState, jax.Array]:
+    """One update. Returns the new state and the global norm of `grads` before clipping (float32 scalar)."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    norm = optax.global_norm(grads)
+    return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1), norm
