@@ -1,0 +1,438 @@
+"""The decoding engine: JetStream's `Engine` over the project's decoders.
+
+A slot holds one prompt and the `group` answers that share its keys and values. `prefill` computes prompts, `insert`
+puts them into slots and draws the first token of every answer, `generate` runs `steps_per_sync` decode steps in one
+compiled scan. Weights are arguments of every compiled function, so a new policy needs no compilation.
+
+Importing this module imports JetStream, which imports TensorFlow (seconds): import it inside functions.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, UInt32
+from jetstream.engine import engine_api, tokenizer_pb2
+
+from looptool_jax.inference.sampling import row_keys, sample
+from looptool_jax.models import decoder
+from looptool_jax.models.config import DecoderConfig
+from looptool_jax.models.decoder import KV, Params
+from looptool_jax.parallel import mesh as meshes
+from looptool_jax.parallel import rules
+
+SMALLEST_BUCKET = 16
+
+
+class EngineError(ValueError):
+    """An engine that cannot be built, or a call that it cannot serve."""
+
+
+class Prefix(NamedTuple):
+    """N prefilled prompts, padded to one bucket of T tokens."""
+
+    kv: KV
+    """[layers, N, T, kv_heads, head_dim]"""
+    logits: Float[Array, "N vocab"]
+    """float32, after the last prompt token"""
+    length: Int[Array, " N"]
+
+
+class DecodeState(NamedTuple):
+    """Everything a decode step reads and writes: S slots of one prompt (up to P tokens) and G answers (up to R)."""
+
+    prompt_kv: KV
+    """[layers, S, P, kv_heads, head_dim]"""
+    prompt_length: Int[Array, " S"]
+    answer_kv: KV
+    """[layers, S, G, R, kv_heads, head_dim]"""
+    token: Int[Array, "S G"]
+    """chosen, not yet handed out"""
+    logprob: Float[Array, "S G"]
+    """of `token`"""
+    length: Int[Array, "S G"]
+    """answer tokens handed out so far"""
+    done: Bool[Array, "S G"]
+    max_new: Int[Array, " S"]
+    temperature: Float[Array, " S"]
+    key: UInt32[Array, "S G 2"]
+
+
+class DecoderEngine(engine_api.Engine):
+    """JetStream engine with shared-prompt groups, seeded sampling and log-probs.
+
+    Args:
+        cfg: the decoder.
+        mesh: axes (data, fsdp, tensor); slots are split over data and fsdp. Default: the first device alone.
+        slots: prompts decoded at a time (S).
+        group: answers per prompt (G); JetStream's `samples_per_slot`.
+        prompt_len, answer_len: most tokens of a prompt (P) and of an answer, its end token included (R).
+        eos_ids: tokens that end an answer. pad_id: what stands where there is no token.
+        steps_per_sync: decode steps of one `generate` (k).
+        prefill_batch: prompts of one `prefill_many`.
+        top_k, top_p: restrict sampling (0 and 1.0: no restriction).
+        dtype: of weights and caches.
+
+    Raises:
+        EngineError: a size is not positive or does not fit the mesh.
+    """
+
+    def __init__(
+        self,
+        cfg: DecoderConfig,
+        *,
+        mesh: Mesh | None = None,
+        slots: int,
+        group: int = 1,
+        prompt_len: int,
+        answer_len: int,
+        eos_ids: tuple[int, ...],
+        pad_id: int,
+        steps_per_sync: int = 8,
+        prefill_batch: int = 8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        dtype: Any = jnp.float32,
+    ) -> None:
+        sizes = {
+            "slots": slots, "group": group, "prompt_len": prompt_len, "answer_len": answer_len,
+            "steps_per_sync": steps_per_sync, "prefill_batch": prefill_batch,
+        }  # fmt: skip
+        for name, size in sizes.items():
+            if size < 1:
+                raise EngineError(f"engine: {name} is {size}; it must be at least 1")
+        if not eos_ids:
+            raise EngineError("engine: eos_ids is empty; without an end token no answer ends before its limit")
+        self.cfg, self.slots, self.group, self.prompt_len, self.answer_len = cfg, slots, group, prompt_len, answer_len
+        self.eos_ids, self.pad_id = tuple(eos_ids), pad_id
+        self.steps_per_sync, self.prefill_batch = steps_per_sync, prefill_batch
+        self.top_k, self.top_p, self.dtype = top_k, top_p, jnp.dtype(dtype)
+        self._mesh = mesh if mesh is not None else meshes.make_mesh(meshes.MeshConfig(), jax.devices()[:1])
+        self.buckets = prefill_buckets(prompt_len)
+        self._compile()
+
+    # --- shardings and compiled functions ---------------------------------------------------------------------------
+
+    def _compile(self) -> None:
+        shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        if self.slots % shards:
+            raise EngineError(f"engine: {self.slots} slots cannot be split over {shards} devices (data × fsdp)")
+        replicated = self._sharding()
+        heads = "tensor" if self.cfg.num_kv_heads % self._mesh.shape["tensor"] == 0 else None
+        self._rows = ("data", "fsdp")
+        slot = self._sharding(self._rows)
+        self.param_shardings = rules.param_shardings(self._mesh, decoder.logical_axes(self.cfg), rules.DECODING)
+        kv = self._sharding(None, self._rows, None, heads)
+        answer_kv = self._sharding(None, self._rows, None, None, heads)
+        prefix_kv = self._sharding(None, None, None, heads)
+        self.state_shardings = DecodeState(
+            KV(kv, kv), slot, KV(answer_kv, answer_kv), slot, slot, slot, slot, slot, slot, slot
+        )
+        self.prefix_shardings = Prefix(KV(prefix_kv, prefix_kv), replicated, replicated)
+        self._init = jax.jit(self._init_fn, out_shardings=self.state_shardings)
+        self._prefill = jax.jit(
+            self._prefill_fn,
+            in_shardings=(self.param_shardings, replicated, replicated),
+            out_shardings=self.prefix_shardings,
+        )
+        self._insert = jax.jit(
+            self._insert_fn,
+            donate_argnums=1,
+            in_shardings=(self.prefix_shardings, self.state_shardings, *4 * (replicated,)),
+            out_shardings=self.state_shardings,
+        )
+        self._generate = jax.jit(
+            self._generate_fn,
+            donate_argnums=1,
+            in_shardings=(self.param_shardings, self.state_shardings),
+            out_shardings=(self.state_shardings, replicated),
+        )
+
+    def _sharding(self, *spec: Any) -> NamedSharding:
+        return NamedSharding(self._mesh, PartitionSpec(*spec))
+
+    def _init_fn(self) -> DecodeState:
+        cfg, s, g = self.cfg, self.slots, self.group
+
+        def cache(*shape: int) -> KV:
+            shape = (cfg.num_layers, s, *shape, cfg.num_kv_heads, cfg.head_dim)
+            return KV(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+
+        return DecodeState(
+            prompt_kv=cache(self.prompt_len),
+            prompt_length=jnp.zeros((s,), jnp.int32),
+            answer_kv=cache(g, self.answer_len),
+            token=jnp.full((s, g), self.pad_id, jnp.int32),
+            logprob=jnp.zeros((s, g), jnp.float32),
+            length=jnp.zeros((s, g), jnp.int32),
+            done=jnp.ones((s, g), bool),
+            max_new=jnp.zeros((s,), jnp.int32),
+            temperature=jnp.zeros((s,), jnp.float32),
+            key=jnp.zeros((s, g, 2), jnp.uint32),
+        )
+
+    def _prefill_fn(self, params: Params, tokens: Int[Array, "N T"], length: Int[Array, " N"]) -> Prefix:
+        n, t = tokens.shape
+        if n % (self._mesh.shape["data"] * self._mesh.shape["fsdp"]) == 0:
+            tokens = jax.lax.with_sharding_constraint(tokens, self._sharding(self._rows))
+        positions = jnp.broadcast_to(jnp.arange(t), (n, t))
+        segments = (positions < length[:, None]).astype(jnp.int32)
+        hidden, kv = decoder.forward(params, self.cfg, tokens, positions, segments)
+        last = jnp.take_along_axis(hidden, (length - 1)[:, None, None], axis=1)[:, 0]
+        kv = jax.tree.map(lambda x: x.astype(self.dtype), kv)
+        return Prefix(kv, decoder.logits(params, self.cfg, last), length)
+
+    def _insert_fn(
+        self,
+        prefix: Prefix,
+        state: DecodeState,
+        slots: Int[Array, " N"],
+        keys: UInt32[Array, "N 2"],
+        temperature: Float[Array, " N"],
+        max_new: Int[Array, " N"],
+    ) -> DecodeState:
+        n, g = slots.shape[0], self.group
+        rows = row_keys(keys, g)
+        token, logprob = sample(
+            jnp.repeat(prefix.logits, g, axis=0), rows.reshape(n * g, 2), jnp.zeros((n * g,), jnp.int32),
+            jnp.repeat(temperature, g), top_k=self.top_k, top_p=self.top_p,
+        )  # fmt: skip
+
+        def put(target: Array, new: Array, axis: int = 0) -> Array:
+            """`new` N entries along `axis`, each written over what its slot holds from its start on."""
+            for i in range(n):
+                entry = jax.lax.slice_in_dim(new, i, i + 1, axis=axis).astype(target.dtype)
+                start = [0] * target.ndim
+                start[axis] = slots[i]
+                target = jax.lax.dynamic_update_slice(target, entry, start)
+            return target
+
+        return state._replace(
+            prompt_kv=jax.tree.map(partial(put, axis=1), state.prompt_kv, prefix.kv),
+            prompt_length=put(state.prompt_length, prefix.length),
+            token=put(state.token, token.reshape(n, g)),
+            logprob=put(state.logprob, logprob.reshape(n, g)),
+            length=put(state.length, jnp.zeros((n, g), jnp.int32)),
+            done=put(state.done, jnp.zeros((n, g), bool)),
+            max_new=put(state.max_new, max_new),
+            temperature=put(state.temperature, temperature),
+            key=put(state.key, rows),
+        )
+
+    def _generate_fn(self, params: Params, state: DecodeState) -> tuple[DecodeState, Int[Array, "rows columns"]]:
+        s, g = self.slots, self.group
+        prompt_valid = jnp.arange(self.prompt_len) < state.prompt_length[:, None]
+        temperature = jnp.repeat(state.temperature, g)
+        eos_ids = jnp.asarray(self.eos_ids, jnp.int32)
+
+        def step(state: DecodeState, _: None) -> tuple[DecodeState, tuple[Array, Array, Array]]:
+            valid = ~state.done
+            emitted = jnp.where(valid, state.token, self.pad_id), valid, jnp.where(valid, state.logprob, 0.0)
+            length = state.length + valid
+            ended = jnp.isin(state.token, eos_ids) | (length >= state.max_new[:, None])
+            hidden, answer_kv = decoder.decode_step(
+                params, self.cfg, state.token, state.prompt_length[:, None] + state.length,
+                state.prompt_kv, prompt_valid, state.answer_kv, state.length,
+            )  # fmt: skip
+            token, logprob = sample(
+                decoder.logits(params, self.cfg, hidden).reshape(s * g, -1), state.key.reshape(s * g, 2),
+                length.reshape(-1), temperature, top_k=self.top_k, top_p=self.top_p,
+            )  # fmt: skip
+            state = state._replace(
+                answer_kv=answer_kv,
+                token=jnp.where(valid, token.reshape(s, g), state.token),
+                logprob=jnp.where(valid, logprob.reshape(s, g), state.logprob),
+                length=length,
+                done=state.done | ended,
+            )
+            return state, emitted
+
+        state, (tokens, valid, logprobs) = jax.lax.scan(step, state, None, length=self.steps_per_sync)
+
+        def columns(x: Array) -> Array:
+            return jnp.moveaxis(x, 0, -1).reshape(s * g, self.steps_per_sync)
+
+        data = [columns(tokens), columns(valid).astype(jnp.int32), state.length.reshape(s * g, 1)]
+        data.append(jax.lax.bitcast_convert_type(columns(logprobs), jnp.int32))
+        return state, jnp.concatenate(data, axis=-1)
+
+    # --- what the batch loop calls ----------------------------------------------------------------------------------
+
+    def bucket(self, length: int) -> int:
+        """The padded length that a prompt of `length` tokens is computed at. It depends on nothing else."""
+        return next(bucket for bucket in self.buckets if length <= bucket)
+
+    def prefill_many(self, params: Params, tokens: Int[Array, "N T"], length: Int[Array, " N"]) -> Prefix:
+        """Prefill of N prompts padded to one bucket T."""
+        return self._prefill(params, jnp.asarray(tokens, jnp.int32), jnp.asarray(length, jnp.int32))
+
+    def insert_many(
+        self,
+        prefix: Prefix,
+        decode_state: DecodeState,
+        slots: Int[Array, " N"],
+        keys: UInt32[Array, "N 2"],
+        temperature: Float[Array, " N"],
+        max_new: Int[Array, " N"],
+    ) -> DecodeState:
+        """Puts N prompts into N slots and draws the first token of their answers. `decode_state` is donated.
+
+        The same prompt may stand for the same slot several times (padding of a batch).
+        """
+        return self._insert(
+            prefix, decode_state, jnp.asarray(slots, jnp.int32), jnp.asarray(keys, jnp.uint32),
+            jnp.asarray(temperature, jnp.float32), jnp.asarray(max_new, jnp.int32),
+        )  # fmt: skip
+
+    def log_probs(self, result: engine_api.ResultTokens) -> Float[np.ndarray, "rows k"]:
+        """The log-probs of the tokens of `result` (0 where nothing is valid), read from the same array."""
+        return np.ascontiguousarray(np.asarray(result.data)[:, 2 * self.steps_per_sync + 1 :]).view(np.float32)
+
+    # --- JetStream's Engine -----------------------------------------------------------------------------------------
+
+    def prefill(
+        self,
+        *,
+        params: Params,
+        existing_prefix: Prefix | None = None,
+        padded_tokens: Int[Array, " T"],
+        true_length: int,
+        sampler: Any = None,
+        request_id: Any = None,
+    ) -> Prefix:
+        """Prefill of one prompt, already padded to a bucket. `sampler` and `request_id` are not used.
+
+        Raises:
+            EngineError: `existing_prefix` is given, or the prompt is empty or longer than `padded_tokens`.
+        """
+        if existing_prefix is not None:
+            raise EngineError("engine: prefill on an existing prefix is not supported; prefill the whole prompt")
+        if not 1 <= true_length <= len(padded_tokens) <= self.prompt_len:
+            raise EngineError(
+                f"engine: a prompt of {true_length} tokens padded to {len(padded_tokens)} does not fit; "
+                f"it must have 1 to {self.prompt_len} tokens"
+            )
+        return self.prefill_many(params, padded_tokens[None], np.array([true_length]))
+
+    def prefill_multisampling(
+        self,
+        *,
+        params: Params,
+        existing_prefix: Prefix | None = None,
+        padded_tokens: Int[Array, " T"],
+        true_length: int,
+        sampler: Any = None,
+        rng: Any = None,
+        num_samples: int = 1,
+    ) -> tuple[Prefix, engine_api.ResultTokens]:
+        """Prefill of one prompt for its group. All tokens, the first one too, come from `generate`: the result that
+        goes with the prefix holds no valid token.
+
+        Raises:
+            EngineError: `num_samples` is not the engine's group, or as in `prefill`.
+        """
+        if num_samples != self.group:
+            raise EngineError(f"engine: {num_samples} samples asked for, but the engine has groups of {self.group}")
+        prefix = self.prefill(
+            params=params, existing_prefix=existing_prefix, padded_tokens=padded_tokens, true_length=true_length
+        )
+        columns = 3 * self.steps_per_sync + 1
+        return prefix, self._result(np.zeros((self.group, columns), np.int32))
+
+    def insert(
+        self,
+        prefix: Prefix,
+        decode_state: DecodeState,
+        slot: int,
+        request_id: Any = None,
+        *,
+        key: tuple[int, int] = (0, 0),
+        temperature: float = 0.0,
+        max_new: int | None = None,
+    ) -> DecodeState:
+        """Puts one prompt into `slot`; greedy up to `answer_len` tokens unless told. `decode_state` is donated."""
+        return self.insert_many(
+            prefix, decode_state, np.array([slot]), np.array([key], np.uint32), np.array([temperature]),
+            np.array([self.answer_len if max_new is None else max_new]),
+        )  # fmt: skip
+
+    def bulk_insert(self, prefix: Prefix, decode_state: DecodeState, slots: list[int]) -> DecodeState:
+        """Puts one prompt into several slots; slot i draws with the request key (0, i). `decode_state` is donated."""
+        for i, slot in enumerate(slots):
+            decode_state = self.insert(prefix, decode_state, slot, key=(0, i))
+        return decode_state
+
+    def generate(
+        self, params: Params, decode_state: DecodeState, sampler: Any = None
+    ) -> tuple[DecodeState, engine_api.ResultTokens]:
+        """`steps_per_sync` tokens of every row. `decode_state` is donated; `sampler` is not used.
+
+        The result's speculation width is k = steps_per_sync: row `slot * group + g` holds its next tokens, 1 or 0
+        for each (0 from the end of the answer on) and the length of the answer; `log_probs` reads the rest.
+        """
+        decode_state, data = self._generate(params, decode_state)
+        return decode_state, self._result(data)
+
+    def _result(self, data: Any) -> engine_api.ResultTokens:
+        k = self.steps_per_sync
+        return engine_api.ResultTokens(data, (0, k), (k, 2 * k), (2 * k, 2 * k + 1), self.group)
+
+    def free_resource(self, slot: int) -> None:
+        """Nothing is held for a slot beyond its rows, which the next insert takes over."""
+
+    def load_params(self, params: Params) -> Params:
+        """The parameters where decoding wants them (no copy when they are there)."""
+        return jax.device_put(params, self.param_shardings)
+
+    def init_decode_state(self) -> DecodeState:
+        """All slots empty, all rows done."""
+        return self._init()
+
+    def get_prefix_destination_sharding(self) -> Prefix:
+        return self.prefix_shardings
+
+    def get_tokenizer(self) -> tokenizer_pb2.TokenizerParameters:
+        """The engine works on token ids and knows no tokenizer file."""
+        return tokenizer_pb2.TokenizerParameters(path="", extra_ids=0)
+
+    @property
+    def max_concurrent_decodes(self) -> int:
+        return self.slots
+
+    @property
+    def samples_per_slot(self) -> int:
+        return self.group
+
+    @property
+    def max_prefill_length(self) -> int:
+        return self.prompt_len
+
+    @property
+    def mesh(self) -> Mesh:
+        return self._mesh
+
+    @property
+    def colocated_cpus(self) -> None:
+        return None
+
+    @property
+    def use_chunked_prefill(self) -> bool:
+        return False
+
+    @property
+    def prefill_chunk_size(self) -> int:
+        return self.prompt_len
+
+
+def prefill_buckets(prompt_len: int) -> tuple[int, ...]:
+    """Powers of two from 16 below `prompt_len`, then `prompt_len` itself."""
+    buckets, size = [], SMALLEST_BUCKET
+    while size < prompt_len:
+        buckets.append(size)
+        size *= 2
+    return (*buckets, prompt_len)
