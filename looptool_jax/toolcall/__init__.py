@@ -1,0 +1,36 @@
+"""What a tool, a call, a message and a sample are; reading, comparing and rendering them. No JAX."""
+
+from looptool_jax.toolcall.chat import ChatError, ChatFormat, ChatTokenizer, get_format
+from looptool_jax.toolcall.matcher import Match, MatchMode, equal_calls, match, names_parameter
+from looptool_jax.toolcall.parser import FailureKind, Lenient, Parsed, ParseFailure, parse, parse_lenient
+from looptool_jax.toolcall.records import Call, Message, Origin, RecordError, Sample, Target, Tool
+from looptool_jax.toolcall.schema import SchemaError, check_call, normalise_tool, normalise_tools
+
+__all__ = [
+    "Call",
+    "ChatError",
+    "ChatFormat",
+    "ChatTokenizer",
+    "FailureKind",
+    "Lenient",
+    "Match",
+    "MatchMode",
+    "Message",
+    "Origin",
+    "ParseFailure",
+    "Parsed",
+    "RecordError",
+    "Sample",
+    "SchemaError",
+    "Target",
+    "Tool",
+    "check_call",
+    "equal_calls",
+    "get_format",
+    "match",
+    "names_parameter",
+    "normalise_tool",
+    "normalise_tools",
+    "parse",
+    "parse_lenient",
+]
