@@ -33,14 +33,14 @@ def accumulated_gradients(
         (value, metrics), grads = value_and_grad(params, part)
         return jax.tree.map(jnp.add, total, (grads, value, metrics)), None
 
-    parts = _split_rows(batch, micro_batches, mesh)
+    parts = split_rows(batch, micro_batches, mesh)
     first = jax.tree.map(lambda x: x[0], parts)
     (value, metrics), grads = jax.eval_shape(value_and_grad, params, first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, value, metrics))
     return jax.lax.scan(add, zeros, parts)[0]
 
 
-def _split_rows(batch: Any, parts: int, mesh: Mesh) -> Any:
+def split_rows(batch: Any, parts: int, mesh: Mesh) -> Any:
     """[rows, ...] -> [parts, rows / parts, ...]. Row i goes to part i % parts: every device keeps its own rows."""
     sharding = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
 
@@ -49,6 +49,11 @@ def _split_rows(batch: Any, parts: int, mesh: Mesh) -> Any:
         return jax.lax.with_sharding_constraint(x, sharding)
 
     return jax.tree.map(split, batch)
+
+
+def merge_rows(x: jax.Array) -> jax.Array:
+    """The inverse of `split_rows` for one array: [parts, rows / parts, ...] -> [rows, ...]."""
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
 
 def check_rows(what: str, rows: int, micro_batches: int, mesh: Mesh) -> None:

@@ -27,26 +27,23 @@ def token_logprobs(
     """
 
     @jax.checkpoint
-    def piece(hidden, targets):
+    def piece(inputs):
+        hidden, targets = inputs
         logits = decoder.logits(params, cfg, hidden)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 
     time = targets.shape[-1]
     if time <= chunk:
-        return piece(hidden, targets)
-    pieces = -(-time // chunk)
-    logprobs = jax.lax.map(
-        lambda xs: piece(*xs), (_split(hidden, pieces, chunk, -2), _split(targets, pieces, chunk, -1))
-    )
-    logprobs = jnp.moveaxis(logprobs, 0, -2)
-    return logprobs.reshape(*targets.shape[:-1], pieces * chunk)[..., :time]
+        return piece((hidden, targets))
+    axis = targets.ndim - 1
+    logprobs = jax.lax.map(piece, (_pieces(hidden, axis, chunk), _pieces(targets, axis, chunk)))
+    return jnp.moveaxis(logprobs, 0, axis).reshape(*targets.shape[:-1], -1)[..., :time]
 
 
-def _split(x: Array, pieces: int, chunk: int, axis: int) -> Array:
-    """Pads `axis` to `pieces * chunk`, cuts it, and puts the pieces first."""
-    axis = axis % x.ndim
+def _pieces(x: Array, axis: int, chunk: int) -> Array:
+    """Pads `axis` to a multiple of `chunk` and cuts it: [..., time, ...] -> [pieces, ..., chunk, ...]."""
     pad = [(0, 0)] * x.ndim
-    pad[axis] = (0, pieces * chunk - x.shape[axis])
+    pad[axis] = (0, -x.shape[axis] % chunk)
     x = jnp.pad(x, pad)
-    return jnp.moveaxis(x.reshape(*x.shape[:axis], pieces, chunk, *x.shape[axis + 1 :]), axis, 0)
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :]), axis, 0)

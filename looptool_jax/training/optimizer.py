@@ -132,5 +132,5 @@ def apply_gradients(
 ) -> tuple[TrainState, jax.Array]:
     """One update. Returns the new state and the global norm of `grads` before clipping (float32 scalar)."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1), norm

@@ -84,7 +84,7 @@ def epoch_batches(batch: SftBatch, rows: int, seed: int, epoch: int, start: int 
     order = np.random.default_rng([seed, epoch]).permutation(len(batch.tokens))
     for i in range(start, len(order) // rows):
         chosen = order[i * rows : (i + 1) * rows]
-        yield jax.tree.map(lambda x: x[chosen], batch)
+        yield SftBatch(*(x[chosen] for x in batch))
 
 
 def make_sft_step(
@@ -117,7 +117,7 @@ def make_sft_step(
 
     def checked_step(state, batch):
         check_rows("rows", len(batch.tokens), sft.micro_batches, mesh)
-        return step(state, batch)
+        return step(state, jax.device_put(batch, rows))
 
     return checked_step
 

@@ -1,0 +1,290 @@
+"""Group-relative policy optimisation (Eq. 2) with the prompt computed once per group.
+
+The plan of one update: prompts [N, P] through the model once; their G answers [N, G, R] through the model on the
+prompts' keys and values; log-probs of the answer tokens; the clipped surrogate; one optimiser step. Gradients of all
+answers add up in the prompt's keys and values and flow through the prompt once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from looptool_jax.models import decoder
+from looptool_jax.models.config import DecoderConfig
+from looptool_jax.training.accumulate import Metrics, accumulated_gradients, check_rows, merge_rows, split_rows
+from looptool_jax.training.logprobs import token_logprobs
+from looptool_jax.training.optimizer import TrainState, apply_gradients
+
+# A log-ratio beyond this is cut, so that its exponential stays finite (verl does the same).
+MAX_LOG_RATIO = 20.0
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """Defaults: the paper's Table 6 and the verl defaults it left as they are."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.28  # Clip-Higher
+    dual_clip: float = 3.0  # bound of the loss of a token with negative advantage, in units of |A|
+    kl_coefficient: float = 0.0  # of KL(policy || old policy), the k3 estimator
+    ratio: Literal["token", "sequence"] = "token"  # "sequence": one ratio per answer, as Eq. 2 is written
+    loss_agg: Literal["token-mean", "seq-mean-token-mean"] = "token-mean"
+    micro_batches: int = 1  # parts of a batch of prompts whose gradients are added up
+    logprob_chunk: int = 128  # time positions whose logits exist at once
+    remat: bool = False
+    compute_dtype: str = "float32"  # of the forward and backward pass; parameters keep their own
+
+    def __post_init__(self) -> None:
+        if self.ratio not in ("token", "sequence"):
+            raise ValueError(f"grpo.ratio is {self.ratio!r}: use 'token' or 'sequence'")
+        if self.loss_agg not in ("token-mean", "seq-mean-token-mean"):
+            raise ValueError(f"grpo.loss_agg is {self.loss_agg!r}: use 'token-mean' or 'seq-mean-token-mean'")
+        if self.ratio == "sequence" and self.loss_agg == "token-mean":
+            raise ValueError(
+                "grpo.ratio='sequence' has one term per answer, not per token: set grpo.loss_agg='seq-mean-token-mean'"
+            )
+
+
+class GrpoBatch(NamedTuple):
+    """Prompts and their groups of answers, both right-padded. A length of 0 marks a row that only fills the batch."""
+
+    prompts: Int[Array, "n prompt_time"]
+    prompt_lengths: Int[Array, " n"]
+    answers: Int[Array, "n group time"]
+    answer_lengths: Int[Array, "n group"]  # the end-of-text token counts
+    advantages: Float[Array, "n group"]
+    old_logprobs: Float[Array, "n group time"] | None = None  # None: the policy that is being updated (ratio 1)
+
+
+class Advantages(NamedTuple):
+    values: Float[np.ndarray, "n group"]  # float32
+    zero_variance: int  # groups whose rewards are all equal: nothing is learnt from them
+
+
+def group_advantages(rewards: Float[np.ndarray, "n group"]) -> Advantages:
+    """A_i = (r_i - mean) / (std + 1e-6) within each group, with the unbiased standard deviation.
+
+    A group whose rewards are all equal has A = 0 exactly (so has a group of one).
+    """
+    rewards = np.asarray(rewards, np.float64)
+    flat = rewards.max(axis=1) == rewards.min(axis=1)
+    values = np.zeros_like(rewards)
+    varied = rewards[~flat]
+    if len(varied):
+        centred = varied - varied.mean(axis=1, keepdims=True)
+        values[~flat] = centred / (varied.std(axis=1, ddof=1, keepdims=True) + 1e-6)
+    return Advantages(values.astype(np.float32), int(flat.sum()))
+
+
+def make_batch(
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[Sequence[int]]],
+    advantages: Float[np.ndarray, "n group"],
+    *,
+    rows: int,
+    prompt_len: int,
+    answer_len: int,
+    pad_id: int,
+) -> GrpoBatch:
+    """A batch of fixed shape [rows, ...] from token ids. Prompts beyond the given ones are empty and weigh nothing.
+
+    Raises ValueError where a prompt or an answer does not fit; nothing is ever cut.
+    """
+    group = len(answers[0])
+    if len(prompts) > rows:
+        raise ValueError(f"{len(prompts)} prompts do not fit into a batch of {rows}: pass fewer prompts")
+    batch = GrpoBatch(
+        np.full((rows, prompt_len), pad_id, np.int32),
+        np.zeros(rows, np.int32),
+        np.full((rows, group, answer_len), pad_id, np.int32),
+        np.zeros((rows, group), np.int32),
+        np.zeros((rows, group), np.float32),
+    )
+    batch.advantages[: len(prompts)] = advantages
+    for n, (prompt, group_answers) in enumerate(zip(prompts, answers, strict=True)):
+        if not 0 < len(prompt) <= prompt_len:
+            raise ValueError(f"prompt {n} has {len(prompt)} tokens: this batch holds 1 to {prompt_len}")
+        batch.prompts[n, : len(prompt)] = prompt
+        batch.prompt_lengths[n] = len(prompt)
+        for g, answer in enumerate(group_answers):
+            if len(answer) > answer_len:
+                raise ValueError(f"answer {g} of prompt {n} has {len(answer)} tokens: this batch holds {answer_len}")
+            batch.answers[n, g, : len(answer)] = answer
+            batch.answer_lengths[n, g] = len(answer)
+    return batch
+
+
+def make_grpo_step(
+    cfg: DecoderConfig,
+    grpo: GrpoConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    shardings: TrainState,
+) -> Callable[[TrainState, GrpoBatch], tuple[TrainState, Metrics]]:
+    """The compiled update `step(state, batch) -> (state, metrics)`; `state` is donated.
+
+    Without `batch.old_logprobs` the policy is on its own data: the ratio is 1 and nothing is clipped. Compiles once
+    per batch shape. Metrics (float32 scalars): loss, grad_norm (before clipping), ratio, clip_fraction,
+    dual_clip_fraction, kl (k3, to the old policy), entropy (mean of -log p over the answer tokens: an estimate),
+    tokens (of answers), prompt_tokens. Ratio and clip fractions are means over tokens, or over answers where
+    `ratio` is "sequence".
+    Raises ValueError where the prompts do not divide into micro-batches over the mesh.
+    """
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    @partial(jax.jit, in_shardings=(shardings, rows), out_shardings=(shardings, replicated), donate_argnums=0)
+    def step(state, batch):
+        totals = Totals.of(batch)
+
+        def loss(params, part):
+            logprobs = answer_logprobs(params, cfg, grpo, part)
+            return policy_loss(grpo, logprobs, part, totals)
+
+        grads, value, metrics = accumulated_gradients(loss, state.params, batch, grpo.micro_batches, mesh)
+        state, norm = apply_gradients(optimizer, state, grads)
+        metrics["prompt_tokens"] = batch.prompt_lengths.sum().astype(jnp.float32)
+        return state, {"loss": value, "grad_norm": norm, "tokens": totals.tokens, **metrics}
+
+    def checked_step(state, batch):
+        check_rows("prompts", len(batch.prompts), grpo.micro_batches, mesh)
+        return step(state, jax.device_put(batch, rows))
+
+    return checked_step
+
+
+def make_logprob_step(
+    cfg: DecoderConfig, grpo: GrpoConfig, mesh: Mesh, param_shardings: decoder.Params
+) -> Callable[[decoder.Params, GrpoBatch], Float[Array, "n group time"]]:
+    """The compiled `old_logprobs = step(params, batch)`: needed where one batch of rollouts feeds several updates."""
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+    @partial(jax.jit, in_shardings=(param_shardings, rows), out_shardings=rows)
+    def step(params, batch):
+        parts = split_rows(batch, grpo.micro_batches, mesh)
+        return merge_rows(jax.lax.map(lambda part: answer_logprobs(params, cfg, grpo, part), parts))
+
+    def checked_step(params, batch):
+        check_rows("prompts", len(batch.prompts), grpo.micro_batches, mesh)
+        return step(params, jax.device_put(batch, rows))
+
+    return checked_step
+
+
+def grpo_update(
+    step: Callable[[TrainState, GrpoBatch], tuple[TrainState, Metrics]],
+    logprob_step: Callable[[decoder.Params, GrpoBatch], Float[Array, "n group time"]],
+    state: TrainState,
+    batch: GrpoBatch,
+    updates: int = 1,
+) -> tuple[TrainState, list[Metrics]]:
+    """All updates on one batch of rollouts: one (the paper), or several on equal parts of its prompts in order.
+
+    With several, every part is weighed against the policy that produced the batch (the state as passed in).
+    """
+    if updates == 1:
+        state, metrics = step(state, batch)
+        return state, [metrics]
+    if len(batch.prompts) % updates:
+        raise ValueError(f"{len(batch.prompts)} prompts do not divide into {updates} updates: use a divisor")
+    batch = batch._replace(old_logprobs=logprob_step(state.params, batch))
+    size = len(batch.prompts) // updates
+    history = []
+    for start in range(0, len(batch.prompts), size):
+        state, metrics = step(state, GrpoBatch(*(x[start : start + size] for x in batch)))
+        history.append(metrics)
+    return state, history
+
+
+def answer_logprobs(
+    params: decoder.Params, cfg: DecoderConfig, grpo: GrpoConfig, batch: GrpoBatch
+) -> Float[Array, "n group time"]:
+    """log p of every answer token given its prompt and the answer before it, float32; 0 on padding.
+
+    The state of the last prompt token predicts the first answer token.
+    """
+    params = jax.tree.map(lambda x: x.astype(grpo.compute_dtype), params)
+    n, group, time = batch.answers.shape
+    places = jnp.arange(batch.prompts.shape[1])
+    valid = places < batch.prompt_lengths[:, None]
+    positions = jnp.broadcast_to(places, batch.prompts.shape)
+    prompt_hidden, prompt_kv = decoder.forward(
+        params, cfg, batch.prompts, positions, valid.astype(jnp.int32), remat=grpo.remat
+    )
+    positions = jnp.broadcast_to(batch.prompt_lengths[:, None, None] + jnp.arange(time), batch.answers.shape)
+    hidden = decoder.forward_answers(params, cfg, batch.answers, positions, prompt_kv, valid, remat=grpo.remat)
+
+    last = jnp.maximum(batch.prompt_lengths - 1, 0)
+    first = jnp.take_along_axis(prompt_hidden, last[:, None, None], axis=1)[:, None]
+    first = jnp.broadcast_to(first, (n, group, 1, cfg.hidden_size))
+    hidden = jnp.concatenate([first, hidden[:, :, :-1]], axis=2)
+    logprobs = token_logprobs(params, cfg, hidden, batch.answers, grpo.logprob_chunk)
+    return jnp.where(_answer_mask(batch), logprobs, 0.0)
+
+
+class Totals(NamedTuple):
+    """What the sums of a batch are divided by, float32 scalars; at least 1."""
+
+    tokens: Array  # answer tokens
+    answers: Array  # answers that are not empty
+
+    @staticmethod
+    def of(batch: GrpoBatch) -> Totals:
+        tokens = batch.answer_lengths.sum()
+        answers = (batch.answer_lengths > 0).sum()
+        return Totals(*(jnp.maximum(x, 1).astype(jnp.float32) for x in (tokens, answers)))
+
+
+def policy_loss(
+    grpo: GrpoConfig, logprobs: Float[Array, "n group time"], batch: GrpoBatch, totals: Totals
+) -> tuple[Float[Array, ""], Metrics]:
+    """This part's share of the batch's loss (Eq. 2 with Clip-Higher and dual clip, negated) and of its metrics.
+
+    `totals` counts the whole batch, so the shares of all micro-batches add up to the loss of the batch.
+    """
+    mask = _answer_mask(batch)
+    old = jax.lax.stop_gradient(logprobs) if batch.old_logprobs is None else batch.old_logprobs
+    log_ratio = jnp.where(mask, logprobs - old, 0.0)
+    lengths = jnp.maximum(batch.answer_lengths, 1)[..., None]
+    token_share = mask / totals.tokens
+    token_weight = token_share if grpo.loss_agg == "token-mean" else mask / lengths / totals.answers
+    if grpo.ratio == "token":
+        terms, weight, share = log_ratio, token_weight, token_share
+    else:
+        terms = log_ratio.sum(axis=-1, keepdims=True)
+        weight = share = (batch.answer_lengths[..., None] > 0) / totals.answers
+
+    advantages = batch.advantages[..., None]
+    ratio = jnp.exp(jnp.clip(terms, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    plain = -advantages * ratio
+    clipped = -advantages * jnp.clip(ratio, 1 - grpo.clip_low, 1 + grpo.clip_high)
+    bound = -advantages * grpo.dual_clip
+    surrogate = jnp.maximum(plain, clipped)
+    capped = (advantages < 0) & (surrogate > bound)
+    loss = (weight * jnp.where(capped, bound, surrogate)).sum()
+
+    k3 = jnp.exp(jnp.clip(-log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)) + log_ratio - 1
+    if grpo.kl_coefficient:
+        loss = loss + grpo.kl_coefficient * (token_weight * k3).sum()
+    metrics = {
+        "ratio": (share * ratio).sum(),
+        "clip_fraction": (share * (clipped > plain)).sum(),
+        "dual_clip_fraction": (share * capped).sum(),
+        "kl": (token_share * k3).sum(),
+        "entropy": -(token_share * logprobs).sum(),
+    }
+    return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
+
+
+def _answer_mask(batch: GrpoBatch) -> Bool[Array, "n group time"]:
+    return jnp.arange(batch.answers.shape[-1]) < batch.answer_lengths[..., None]
