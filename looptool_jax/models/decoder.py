@@ -4,6 +4,9 @@ The module defines the parameters once (every leaf of `layers` is stacked [layer
 compiled are the functions below, which scan over layers and take the caches as explicit arguments. Matrix products run
 in the dtype of the parameters; norms, rotary embeddings, softmax and logits in float32.
 
+Shardings come with the arguments. Callers on a mesh trace under `jax.set_mesh(mesh)`: activations are then pinned to
+rows over (data, fsdp), so that the compiler gathers parameters, not activations.
+
 Dimension names: b batch, n prompts, g answers of a group, t/r time, d embed, h heads, k kv_heads, f mlp, v vocab.
 """
 
@@ -16,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -25,6 +29,9 @@ from looptool_jax.models.rope import Rotation, rotate, rotation
 
 Params = dict[str, Any]
 Axes = tuple[str, ...]
+
+_BATCH = ("data", "fsdp")
+_ANY = PartitionSpec.UNCONSTRAINED
 
 
 class KV(NamedTuple):
@@ -116,7 +123,7 @@ def forward(
 
         return _layer(cfg, p, x_btd, angles, mix)
 
-    x_btd, kv = jax.lax.scan(_checkpointed(layer, remat), params["embedding"][tokens], params["layers"])
+    x_btd, kv = jax.lax.scan(_checkpointed(layer, remat), _embed(params, tokens), params["layers"])
     return _rms_norm(cfg, x_btd, params["final_norm"]), kv
 
 
@@ -150,7 +157,7 @@ def forward_answers(
 
         return _layer(cfg, p, x_ngrd, angles, mix)[0], None
 
-    start = params["embedding"][tokens]
+    start = _embed(params, tokens)
     x_ngrd, _ = jax.lax.scan(_checkpointed(layer, remat), start, (params["layers"], prompt_kv))
     return _rms_norm(cfg, x_ngrd, params["final_norm"])
 
@@ -191,7 +198,7 @@ def decode_step(
 
         return _layer(cfg, p, x_ng1d, angles, mix)
 
-    start = params["embedding"][tokens[..., None]]
+    start = _embed(params, tokens[..., None])
     x_ng1d, new = jax.lax.scan(layer, start, (params["layers"], prompt_kv, answer_kv))
     hidden = _rms_norm(cfg, x_ng1d[:, :, 0], params["final_norm"])
     return hidden, jax.tree.map(partial(_write, index), answer_kv, new)
@@ -216,7 +223,26 @@ def _layer(
     kv = KV(rotate(k, angles), v)
     x = x + jnp.einsum("...hc,hcd->...d", mix(rotate(q, angles), kv), p["o"])
     y = _rms_norm(cfg, x, p["mlp_norm"])
-    return x + (jax.nn.silu(y @ p["gate"]) * (y @ p["up"])) @ p["down"], kv
+    return _by_rows(x + (jax.nn.silu(y @ p["gate"]) * (y @ p["up"])) @ p["down"]), kv
+
+
+def _embed(params: Params, tokens: Array) -> Array:
+    return _by_rows(_constrain(params["embedding"], _ANY, None)[tokens])
+
+
+def _by_rows(x: Array) -> Array:
+    """Activations are split by rows and whole in the embed axis: it is parameters that are gathered over fsdp."""
+    return _constrain(x, _BATCH, *(_ANY,) * (x.ndim - 2), None)
+
+
+def _constrain(x: Array, *dims: Any) -> Array:
+    """Pins the sharding of `x` where the project's mesh is in use (`jax.set_mesh`) and rows split evenly over it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(_BATCH) <= set(mesh.axis_names):
+        return x
+    if dims[0] == _BATCH and x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*dims))
 
 
 def _rms_norm(cfg: DecoderConfig, x: Array, weight: Array) -> Array:

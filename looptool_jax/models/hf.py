@@ -257,10 +257,13 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside `path` and renames, so that a reader never sees half a file."""
+    """Writes beside `path` and renames, so that a reader never sees half a file; usual permissions."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -1,0 +1,1 @@
+"""Meshes and the rules that place parameters, batches and caches on them."""
