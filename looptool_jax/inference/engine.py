@@ -74,12 +74,13 @@ class DecoderEngine(engine_api.Engine):
         prompt_len, answer_len: most tokens of a prompt (P) and of an answer, its end token included (R).
         eos_ids: tokens that end an answer. pad_id: what stands where there is no token.
         steps_per_sync: decode steps of one `generate` (k).
-        prefill_batch: prompts of one `prefill_many`.
+        prefill_batch: prompts that the batch loop prefills at a time. Default: one for each shard of data × fsdp.
         top_k, top_p: restrict sampling (0 and 1.0: no restriction).
         dtype: of weights and caches.
 
     Raises:
-        EngineError: a size is not positive or does not fit the mesh.
+        EngineError: a size is not positive, or there is no end token.
+        ShardingError: slots, heads or features do not divide by the mesh.
     """
 
     def __init__(
@@ -94,11 +95,14 @@ class DecoderEngine(engine_api.Engine):
         eos_ids: tuple[int, ...],
         pad_id: int,
         steps_per_sync: int = 8,
-        prefill_batch: int = 8,
+        prefill_batch: int | None = None,
         top_k: int = 0,
         top_p: float = 1.0,
         dtype: Any = jnp.float32,
     ) -> None:
+        self._mesh = mesh if mesh is not None else meshes.make_mesh(meshes.MeshConfig(), jax.devices()[:1])
+        self._shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        prefill_batch = self._shards if prefill_batch is None else prefill_batch
         sizes = {
             "slots": slots, "group": group, "prompt_len": prompt_len, "answer_len": answer_len,
             "steps_per_sync": steps_per_sync, "prefill_batch": prefill_batch,
@@ -112,28 +116,24 @@ class DecoderEngine(engine_api.Engine):
         self.eos_ids, self.pad_id = tuple(eos_ids), pad_id
         self.steps_per_sync, self.prefill_batch = steps_per_sync, prefill_batch
         self.top_k, self.top_p, self.dtype = top_k, top_p, jnp.dtype(dtype)
-        self._mesh = mesh if mesh is not None else meshes.make_mesh(meshes.MeshConfig(), jax.devices()[:1])
         self.buckets = prefill_buckets(prompt_len)
         self._compile()
 
     # --- shardings and compiled functions ---------------------------------------------------------------------------
 
     def _compile(self) -> None:
-        shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
-        if self.slots % shards:
-            raise EngineError(f"engine: {self.slots} slots cannot be split over {shards} devices (data × fsdp)")
-        replicated = self._sharding()
-        heads = "tensor" if self.cfg.num_kv_heads % self._mesh.shape["tensor"] == 0 else None
-        self._rows = ("data", "fsdp")
-        slot = self._sharding(self._rows)
-        self.param_shardings = rules.param_shardings(self._mesh, decoder.logical_axes(self.cfg), rules.DECODING)
-        kv = self._sharding(None, self._rows, None, heads)
-        answer_kv = self._sharding(None, self._rows, None, None, heads)
-        prefix_kv = self._sharding(None, None, None, heads)
-        self.state_shardings = DecodeState(
-            KV(kv, kv), slot, KV(answer_kv, answer_kv), slot, slot, slot, slot, slot, slot, slot
-        )
+        mesh = self._mesh
+        rules.check_batch(mesh, self.slots, "an engine's slots")
+        replicated, slot = rules.replicated(mesh), rules.batch_sharding(mesh, 1)
+        prompt_kv, answer_kv = rules.kv_sharding(mesh, 5), rules.kv_sharding(mesh, 6)
+        prefix_kv = NamedSharding(mesh, PartitionSpec(None, None, None, "tensor", None))
+        axes, shapes = decoder.logical_axes(self.cfg), decoder.abstract_params(self.cfg)
+        self.param_shardings = rules.param_shardings(mesh, axes, shapes, rules.DECODING)
         self.prefix_shardings = Prefix(KV(prefix_kv, prefix_kv), replicated, replicated)
+        self.state_shardings = DecodeState(
+            **{name: slot for name in DecodeState._fields}
+            | {"prompt_kv": KV(prompt_kv, prompt_kv), "answer_kv": KV(answer_kv, answer_kv)}
+        )
         self._init = jax.jit(self._init_fn, out_shardings=self.state_shardings)
         self._prefill = jax.jit(
             self._prefill_fn,
@@ -152,9 +152,6 @@ class DecoderEngine(engine_api.Engine):
             in_shardings=(self.param_shardings, self.state_shardings),
             out_shardings=(self.state_shardings, replicated),
         )
-
-    def _sharding(self, *spec: Any) -> NamedSharding:
-        return NamedSharding(self._mesh, PartitionSpec(*spec))
 
     def _init_fn(self) -> DecodeState:
         cfg, s, g = self.cfg, self.slots, self.group
@@ -178,8 +175,8 @@ class DecoderEngine(engine_api.Engine):
 
     def _prefill_fn(self, params: Params, tokens: Int[Array, "N T"], length: Int[Array, " N"]) -> Prefix:
         n, t = tokens.shape
-        if n % (self._mesh.shape["data"] * self._mesh.shape["fsdp"]) == 0:
-            tokens = jax.lax.with_sharding_constraint(tokens, self._sharding(self._rows))
+        if n % self._shards == 0:
+            tokens = jax.lax.with_sharding_constraint(tokens, rules.batch_sharding(self._mesh, 2))
         positions = jnp.broadcast_to(jnp.arange(t), (n, t))
         segments = (positions < length[:, None]).astype(jnp.int32)
         hidden, kv = decoder.forward(params, self.cfg, tokens, positions, segments)

@@ -1,0 +1,109 @@
+"""A language model in memory: decoder, weights, tokenizer and the mesh it lies on."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from looptool_jax.models import decoder, hf
+from looptool_jax.models.config import DecoderConfig, ModelError
+from looptool_jax.models.decoder import Params
+from looptool_jax.parallel import rules
+from looptool_jax.toolcall import ChatTokenizer
+
+if TYPE_CHECKING:
+    from looptool_jax.inference.engine import DecoderEngine
+
+
+@dataclass
+class ModelConfig:
+    """path: a local folder in Hugging Face's layout (weights, config.json, tokenizer.json).
+    format: its chat format, "qwen3" or "smollm2". dtype: of the weights in memory, "float32" or "bfloat16"."""
+
+    path: str
+    format: str = "qwen3"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """`params` may be sharded in any way; engines place them as decoding wants them."""
+
+    cfg: DecoderConfig
+    params: Params
+    tokenizer: ChatTokenizer
+    mesh: Mesh
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.vocab_size > self.cfg.vocab_size:
+            raise ModelError(
+                f"the tokenizer has {self.tokenizer.vocab_size} tokens, the model only {self.cfg.vocab_size}; "
+                "they do not belong together"
+            )
+
+    def with_params(self, params: Params) -> LanguageModel:
+        """The same model with other weights of the same shapes. It shares all compiled engines."""
+        return replace(self, params=params)
+
+    def engine(
+        self,
+        *,
+        slots: int,
+        group: int = 1,
+        prompt_len: int,
+        answer_len: int,
+        steps_per_sync: int = 8,
+        prefill_batch: int | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> DecoderEngine:
+        """The engine of these sizes. A process makes and compiles one for all models that agree in everything but
+        weights. It holds no arrays. Raises EngineError or ShardingError where the sizes do not fit."""
+        return _engine(
+            self.cfg, self.mesh, self.tokenizer.eos_ids, self.tokenizer.pad_id, self.params["embedding"].dtype.name,
+            slots, group, prompt_len, answer_len, steps_per_sync, prefill_batch, top_k, top_p,
+        )  # fmt: skip
+
+
+def load_language_model(cfg: ModelConfig, mesh: Mesh) -> LanguageModel:
+    """Read a model folder onto the mesh, placed for decoding.
+
+    Raises:
+        ModelError, ChatError, ShardingError: what is wrong with the folder, the tokenizer or the mesh.
+    """
+    if cfg.dtype not in ("float32", "bfloat16"):
+        raise ModelError(f"model.dtype: expected float32 or bfloat16, found {cfg.dtype!r}")
+    model = DecoderConfig.from_pretrained(cfg.path)
+    tokenizer = ChatTokenizer.from_pretrained(cfg.path, cfg.format)
+    axes, shapes = decoder.logical_axes(model), decoder.abstract_params(model)
+    shardings = rules.param_shardings(mesh, axes, shapes, rules.DECODING)
+    return LanguageModel(model, hf.load_params(cfg.path, model, jnp.dtype(cfg.dtype), shardings), tokenizer, mesh)
+
+
+@functools.cache
+def _engine(
+    cfg: DecoderConfig,
+    mesh: Mesh,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    dtype: str,
+    slots: int,
+    group: int,
+    prompt_len: int,
+    answer_len: int,
+    steps_per_sync: int,
+    prefill_batch: int | None,
+    top_k: int,
+    top_p: float,
+) -> DecoderEngine:
+    from looptool_jax.inference.engine import DecoderEngine  # JetStream takes seconds to import
+
+    return DecoderEngine(
+        cfg, mesh=mesh, slots=slots, group=group, prompt_len=prompt_len, answer_len=answer_len, eos_ids=eos_ids,
+        pad_id=pad_id, steps_per_sync=steps_per_sync, prefill_batch=prefill_batch, top_k=top_k, top_p=top_p,
+        dtype=dtype,
+    )  # fmt: skip
