@@ -9,6 +9,7 @@ Importing this module imports JetStream, which imports TensorFlow (seconds): imp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -101,8 +102,8 @@ class DecoderEngine(engine_api.Engine):
         dtype: Any = jnp.float32,
     ) -> None:
         self._mesh = mesh if mesh is not None else meshes.make_mesh(meshes.MeshConfig(), jax.devices()[:1])
-        self._shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
-        prefill_batch = self._shards if prefill_batch is None else prefill_batch
+        if prefill_batch is None:
+            prefill_batch = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         sizes = {
             "slots": slots, "group": group, "prompt_len": prompt_len, "answer_len": answer_len,
             "steps_per_sync": steps_per_sync, "prefill_batch": prefill_batch,
@@ -131,12 +132,20 @@ class DecoderEngine(engine_api.Engine):
         self.param_shardings = rules.param_shardings(mesh, axes, shapes, rules.DECODING)
         self.prefix_shardings = Prefix(KV(prefix_kv, prefix_kv), replicated, replicated)
         self.state_shardings = DecodeState(
-            **{name: slot for name in DecodeState._fields}
+            **dict.fromkeys(DecodeState._fields, slot)
             | {"prompt_kv": KV(prompt_kv, prompt_kv), "answer_kv": KV(answer_kv, answer_kv)}
         )
+
+        def on_mesh(function: Callable) -> Callable:
+            def traced(*args: Any) -> Any:
+                with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                    return function(*args)
+
+            return traced
+
         self._init = jax.jit(self._init_fn, out_shardings=self.state_shardings)
         self._prefill = jax.jit(
-            self._prefill_fn,
+            on_mesh(self._prefill_fn),
             in_shardings=(self.param_shardings, replicated, replicated),
             out_shardings=self.prefix_shardings,
         )
@@ -147,7 +156,7 @@ class DecoderEngine(engine_api.Engine):
             out_shardings=self.state_shardings,
         )
         self._generate = jax.jit(
-            self._generate_fn,
+            on_mesh(self._generate_fn),
             donate_argnums=1,
             in_shardings=(self.param_shardings, self.state_shardings),
             out_shardings=(self.state_shardings, replicated),
@@ -175,8 +184,6 @@ class DecoderEngine(engine_api.Engine):
 
     def _prefill_fn(self, params: Params, tokens: Int[Array, "N T"], length: Int[Array, " N"]) -> Prefix:
         n, t = tokens.shape
-        if n % self._shards == 0:
-            tokens = jax.lax.with_sharding_constraint(tokens, rules.batch_sharding(self._mesh, 2))
         positions = jnp.broadcast_to(jnp.arange(t), (n, t))
         segments = (positions < length[:, None]).astype(jnp.int32)
         hidden, kv = decoder.forward(params, self.cfg, tokens, positions, segments)
