@@ -1,0 +1,193 @@
+"""What all formats share: reading tools and calls, dialogues cut into steps, checked samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from looptool_jax.data.files import parse_json
+from looptool_jax.toolcall.parser import ParseFailure, parse
+from looptool_jax.toolcall.records import Call, Message, Sample, Target, Tool
+from looptool_jax.toolcall.schema import SchemaError, check_call, normalise_tool
+
+
+class Reject(ValueError):
+    """A record that cannot become samples. The text reads `kind: detail`; the kind is what tallies count."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(f"{kind}: {detail}" if detail else kind)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a record stands: format, file name, first line (from 1), number in the file (from 1)."""
+
+    format: str
+    file: str
+    line: int
+    number: int
+
+    @property
+    def sample_id(self) -> str:
+        stem = self.file.rsplit(".", 1)[0]
+        return f"{self.format}-{stem}-{self.number:06d}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One assistant step: the messages before it, what the record says it should be, and side information."""
+
+    messages: tuple[Message, ...]
+    target: Target
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def build_samples(steps: Sequence[Step], tools: Iterable[Tool], source: Source, fields: dict[str, Any]) -> list[Sample]:
+    """Samples of a record, one per step, each checked. `fields`: what the record holds besides. Raises Reject."""
+    distinct = _distinct_tools(tools)
+    unread = {"fields": fields} if fields else {}
+    samples = []
+    for number, step in enumerate(steps, 1):
+        _check_target(step.target, distinct, f" (step {number})" if len(steps) > 1 else "")
+        samples.append(
+            Sample(
+                id=source.sample_id + (f"-{number:02d}" if len(steps) > 1 else ""),
+                tools=distinct,
+                messages=step.messages,
+                target=step.target,
+                category=_category(step, distinct),
+                extra={"source": source.format, "file": source.file, "line": source.line, **unread, **step.extra},
+            )
+        )
+    return samples
+
+
+def _distinct_tools(tools: Iterable[Tool]) -> tuple[Tool, ...]:
+    """The same document twice is one document; two documents of one name cannot be told apart by a call."""
+    by_name: dict[str, Tool] = {}
+    for tool in tools:
+        if by_name.setdefault(tool.name, tool) != tool:
+            raise Reject("two different tools have the same name", tool.name)
+    return tuple(by_name.values())
+
+
+def _check_target(target: Target, tools: tuple[Tool, ...], where: str) -> None:
+    problems = [f"{call.name}: {problem}" for call in target.calls for problem in check_call(call, tools)]
+    if problems:
+        raise Reject("the label does not fit its tools", "; ".join(problems) + where)
+    if target.text or not target.calls:
+        parsed = parse(target.text)
+        if isinstance(parsed, ParseFailure) or parsed.calls or parsed.reasoning or not parsed.text:
+            raise Reject("the label's text holds call or think tags, or nothing", target.text[:80] + where)
+
+
+def _category(step: Step, tools: tuple[Tool, ...]) -> str:
+    if any(message.role == "assistant" for message in step.messages):
+        return "multi_turn"
+    calls = step.target.calls
+    if not calls:
+        return "text"
+    if len(calls) == 1:
+        return "single" if len(tools) == 1 else "multiple"
+    return "parallel" if len({call.name for call in calls}) == 1 else "parallel_multiple"
+
+
+def read_text(raw: dict[str, Any], key: str) -> str:
+    """A field that must be a string. Raises Reject."""
+    value = raw.get(key)
+    if not isinstance(value, str):
+        raise Reject("unexpected field", f"{key} should be a string, found {type(value).__name__}")
+    return value
+
+
+def read_list(raw: Any, what: str) -> list[Any]:
+    """A value that must be a list, or a string that holds one as JSON; null and "" are an empty list. Raises Reject."""
+    value = _from_string(raw, what) if isinstance(raw, str) else raw
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise Reject("unexpected field", f"{what} should be a list, found {type(value).__name__}")
+    return value
+
+
+def read_object(raw: Any, what: str) -> dict[str, Any]:
+    """A value that must be an object, or a string that holds one as JSON; null and "" are empty. Raises Reject."""
+    value = _from_string(raw, what) if isinstance(raw, str) else raw
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise Reject("unexpected field", f"{what} should be an object, found {type(value).__name__}")
+    return value
+
+
+def _from_string(text: str, what: str) -> Any:
+    if not text.strip():
+        return None
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise Reject("unreadable JSON inside the record", f"{what}: {error}") from None
+
+
+def read_tools(raw: Any) -> list[Tool]:
+    """Tool documents in any of the shapes that `normalise_tool` knows, as a list or a JSON string. Raises Reject."""
+    tools = []
+    for number, document in enumerate(read_list(raw, "tools"), 1):
+        if not isinstance(document, dict):
+            raise Reject("unreadable tool", f"tool {number} should be an object, found {type(document).__name__}")
+        try:
+            tools.append(normalise_tool(document))
+        except SchemaError as error:
+            raise Reject("unreadable tool", f"tool {number}: {error}") from None
+    return tools
+
+
+def read_call(raw: Any) -> Call:
+    """A call: `{name, arguments}` (or `parameters`), also in OpenAI's `function` wrapper. Raises Reject."""
+    if not isinstance(raw, dict):
+        raise Reject("unreadable call", f"expected an object, found {type(raw).__name__}")
+    raw = raw["function"] if isinstance(raw.get("function"), dict) else raw
+    name = raw.get("name")
+    if not isinstance(name, str) or not name:
+        raise Reject("unreadable call", "it has no name")
+    arguments = raw["arguments"] if "arguments" in raw else raw.get("parameters")
+    return Call(name, read_object(arguments, f"the arguments of {name}"))
+
+
+def read_answer(text: str, where: str) -> tuple[tuple[Call, ...], str, str]:
+    """Calls, text and reasoning of an assistant turn written with `<tool_call>` tags. Raises Reject."""
+    parsed = parse(text)
+    if isinstance(parsed, ParseFailure):
+        raise Reject("unreadable assistant turn", f"{where}: {parsed.detail}")
+    return parsed.calls, parsed.text, parsed.reasoning
+
+
+def answer_target(calls: tuple[Call, ...], text: str) -> Target:
+    """The target of a step. No format here marks clarifying or refusing texts, so every text is an answer."""
+    return Target(calls=calls, text=text.strip(), intent=None if calls else "answer")
+
+
+def split_steps(messages: Sequence[Message]) -> list[Step]:
+    """One step per assistant message of a dialogue. Raises Reject for an order of turns no dialogue has.
+
+    An assistant message before anything was asked (a greeting) is context, not a step.
+    """
+    steps = []
+    previous = ""
+    for number, message in enumerate(messages, 1):
+        if message.role == "tool" and previous not in ("call", "tool"):
+            raise Reject("turns out of order", f"turn {number} is a tool result, but nothing was called before it")
+        if message.role == "assistant":
+            if previous in ("call", "assistant"):
+                raise Reject("turns out of order", f"turn {number} is a second assistant turn in a row")
+            if not message.calls and not message.content.strip():
+                raise Reject("empty assistant turn", f"turn {number} has neither text nor calls")
+            if previous in ("user", "tool"):
+                extra = {"reasoning": message.reasoning} if message.reasoning else {}
+                target = answer_target(message.calls, message.content)
+                steps.append(Step(tuple(messages[: number - 1]), target, extra))
+        previous = "call" if message.calls else message.role
+    if not steps:
+        raise Reject("no assistant step", "there is no assistant turn that follows a user turn")
+    return steps

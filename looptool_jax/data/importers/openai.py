@@ -1,0 +1,67 @@
+"""OpenAI-style records: `{messages, tools}` (the STAR release writes xLAM this way).
+
+One sample per assistant message. Calls may be bare `{name, arguments}` or wrapped in `function`, with arguments as
+an object or as a JSON string; contents may be null or a list of text parts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from looptool_jax.data.importers.common import (
+    Reject,
+    Source,
+    build_samples,
+    read_call,
+    read_list,
+    read_tools,
+    split_steps,
+)
+from looptool_jax.toolcall.records import Message, Role, Sample
+
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+
+
+def convert(record: dict[str, Any], source: Source) -> list[Sample]:
+    """One sample per assistant message that answers something. Raises Reject."""
+    turns = read_list(record.get("messages"), "messages")
+    messages = [_read_message(raw, number) for number, raw in enumerate(turns, 1)]
+    fields = {key: value for key, value in record.items() if key not in ("messages", "tools")}
+    return build_samples(split_steps(messages), read_tools(record.get("tools")), source, fields)
+
+
+def _read_message(raw: Any, number: int) -> Message:
+    if not isinstance(raw, dict):
+        raise Reject("unreadable message", f"message {number} should be an object, found {type(raw).__name__}")
+    role = raw.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise Reject("unknown role", f"message {number} is by {role!r}")
+    content = _read_content(raw.get("content"), number)
+    name = raw.get("name")
+    if role != "assistant":
+        return Message(_ROLES[role], content, name=name if isinstance(name, str) else "")
+    calls = [read_call(call) for call in read_list(raw.get("tool_calls"), f"tool_calls of message {number}")]
+    if raw.get("function_call") is not None:
+        calls.append(read_call(raw["function_call"]))
+    reasoning = raw.get("reasoning_content")
+    return Message("assistant", content, tuple(calls), reasoning=reasoning if isinstance(reasoning, str) else "")
+
+
+def _read_content(raw: Any, number: int) -> str:
+    if raw is None:
+        return ""
+    if isinstance(raw, str):
+        return raw
+    if not isinstance(raw, list):
+        raise Reject("unreadable message", f"content of message {number} is a {type(raw).__name__}")
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in raw]
+    if not all(isinstance(text, str) for text in texts):
+        raise Reject("unreadable message", f"content of message {number} is more than text")
+    return "".join(texts)

@@ -1,0 +1,108 @@
+"""Source files as a sequence of rows: JSON lines, a JSON list, or parquet.
+
+Nothing is skipped: a piece that cannot be read becomes a row that says why.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from looptool_jax.data.files import DataError, PathLike, open_binary, parse_json, read_bytes
+
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of a source file.
+
+    number: counted from 1. line: where it starts in the file, from 1 (in parquet: the row). raw: its text.
+    value: what the text says, None where it says nothing readable; then `problem` tells why.
+    """
+
+    number: int
+    line: int
+    raw: str
+    value: Any = None
+    problem: str = ""
+
+
+def read_rows(path: PathLike) -> Iterator[Row]:
+    """Yield the records of a `.parquet` file, a JSON list or JSON lines. Raises DataError for an unreadable file."""
+    name = str(path).lower()
+    if name.endswith(".parquet"):
+        return _parquet(path)
+    if name.endswith(".jsonl"):
+        return _json_lines(path)
+    with open_binary(path) as file:
+        start = file.read(64).removeprefix(_BOM).lstrip()
+    return _json_list(path) if start.startswith(b"[") else _json_lines(path)
+
+
+def _json_lines(path: PathLike) -> Iterator[Row]:
+    number = 0
+    with open_binary(path) as file:
+        for line, data in enumerate(file, 1):
+            data = (data.removeprefix(_BOM) if line == 1 else data).strip()
+            if data:
+                number += 1
+                yield _row(number, line, data)
+
+
+def _json_list(path: PathLike) -> Iterator[Row]:
+    """Element by element; what comes after a broken element cannot be told apart, so it is one unreadable row."""
+    text = read_bytes(path).removeprefix(_BOM).decode("utf-8", errors="surrogateescape")
+    position, line, number = text.index("[") + 1, 1, 0
+    counted = 0
+    while True:
+        position = _skip(text, position, " \t\r\n,")
+        if text.startswith("]", position) and not text[position + 1 :].strip():
+            return
+        line += text.count("\n", counted, position)
+        counted = position
+        number += 1
+        try:
+            _, end = _SCANNER.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            rest = text[position:].encode("utf-8", errors="surrogateescape").decode("utf-8", errors="backslashreplace")
+            yield Row(number, line, rest, problem="not JSON: the list breaks here, nothing after it can be read")
+            return
+        yield _row(number, line, text[position:end].encode("utf-8", errors="surrogateescape"))
+        position = end
+
+
+def _skip(text: str, position: int, characters: str) -> int:
+    while position < len(text) and text[position] in characters:
+        position += 1
+    return position
+
+
+def _row(number: int, line: int, data: bytes) -> Row:
+    raw = data.decode("utf-8", errors="backslashreplace")
+    try:
+        return Row(number, line, raw, parse_json(data))
+    except ValueError as error:
+        return Row(number, line, raw, problem=str(error))
+
+
+def _parquet(path: PathLike) -> Iterator[Row]:
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise DataError(f"{path}: reading parquet needs pyarrow; install looptool-jax[parquet]") from None
+
+    try:
+        file = parquet.ParquetFile(io.BytesIO(read_bytes(path)))
+        values = [value for batch in file.iter_batches(batch_size=1024) for value in batch.to_pylist()]
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: no readable parquet file ({str(error).splitlines()[0]})") from None
+    for number, value in enumerate(values, 1):
+        yield _row(number, number, json.dumps(value, default=str).encode("ascii"))
+
+
+_SCANNER = json.JSONDecoder(parse_int=str, parse_float=str)  # finds where a value ends; the value is read by parse_json
