@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 PARTIAL_SUFFIX = ".partial"
-MAX_DEPTH = 64
+MAX_DEPTH = 100
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 PathLike = str | os.PathLike[str]
@@ -43,7 +43,7 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from None
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
-    if _deeper_than(value, MAX_DEPTH):
+    if deeper_than(value):
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     return value
 
@@ -90,7 +90,8 @@ _DECODER = json.JSONDecoder(
 )
 
 
-def _deeper_than(value: Any, depth: int) -> bool:
+def deeper_than(value: Any, depth: int = MAX_DEPTH) -> bool:
+    """Whether a JSON value nests more than `depth` objects and lists."""
     level = [value]
     for _ in range(depth + 1):
         containers = [node for node in level if isinstance(node, (dict, list))]

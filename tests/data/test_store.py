@@ -83,8 +83,8 @@ def test_jsonl_refuses_what_json_cannot_hold(tmp_path):
         (b'{"a": 1, "a": 2}', "'a' occurs twice"),
         (b'{"a": "\xff"}', "not UTF-8"),
         (b"[1]", "expected a JSON object, found list"),
-        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested deeper than 64"),
-        (b'{"a": ' + b"[" * 64 + b"]" * 64 + b"}", "nested deeper than 64"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested deeper than 100"),
+        (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", "nested deeper than 100"),
         (b'{"a": ' + b"7" * 5000 + b"}", "more than 4000 digits"),
     ],
 )

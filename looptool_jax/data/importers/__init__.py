@@ -14,7 +14,7 @@ from typing import Any
 
 from looptool_jax.data.files import DataError, PathLike, join
 from looptool_jax.data.importers import looptool, openai, seal_tools, sharegpt, toolrl
-from looptool_jax.data.importers.common import Reject, Source
+from looptool_jax.data.importers.common import Reject, Source, printable
 from looptool_jax.data.importers.rows import Row, read_rows
 from looptool_jax.data.store import Shard, write_jsonl, write_samples
 from looptool_jax.toolcall.records import Sample
@@ -80,7 +80,7 @@ def import_file(path: PathLike, format: str, *, tools: PathLike | None = None) -
         try:
             samples += _convert(row, convert, Source(format, name, row.line, row.number))
         except Reject as reason:
-            rejected.append(Rejection(row.line, _printable(str(reason)), row.raw))
+            rejected.append(Rejection(row.line, printable(str(reason)), row.raw))
     return ImportResult(str(path), tuple(samples), read, read - len(rejected), tuple(rejected))
 
 
@@ -116,27 +116,4 @@ def _convert(row: Row, convert: _Converter, source: Source) -> list[Sample]:
         raise Reject("unreadable record", row.problem)
     if not isinstance(row.value, dict):
         raise Reject("unreadable record", f"expected an object, found {type(row.value).__name__}")
-    if "\\u" in row.raw:
-        _check_characters(row.value)
     return convert(row.value, source)
-
-
-def _check_characters(value: Any) -> None:
-    """Half a surrogate pair is no character: no file in UTF-8 and no tokenizer can hold it. Raises Reject."""
-    pending = [value]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, str):
-            try:
-                node.encode("utf-8")
-            except UnicodeEncodeError as error:
-                around = _printable(node[max(0, error.start - 20) : error.end + 20])
-                raise Reject("half a surrogate pair", f"in the text {around!r}") from None
-        elif isinstance(node, dict):
-            pending += [*node, *node.values()]
-        elif isinstance(node, list):
-            pending += node
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")

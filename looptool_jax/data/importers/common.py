@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from looptool_jax.data.files import parse_json
+from looptool_jax.data.files import MAX_DEPTH, deeper_than, parse_json
 from looptool_jax.toolcall.parser import ParseFailure, parse
 from looptool_jax.toolcall.records import Call, Message, Sample, Target, Tool
 from looptool_jax.toolcall.schema import SchemaError, check_call, normalise_tool
@@ -50,17 +51,22 @@ def build_samples(steps: Sequence[Step], tools: Iterable[Tool], source: Source, 
     samples = []
     for number, step in enumerate(steps, 1):
         _check_target(step.target, distinct, f" (step {number})" if len(steps) > 1 else "")
-        samples.append(
-            Sample(
-                id=source.sample_id + (f"-{number:02d}" if len(steps) > 1 else ""),
-                tools=distinct,
-                messages=step.messages,
-                target=step.target,
-                category=_category(step, distinct),
-                extra={"source": source.format, "file": source.file, "line": source.line, **unread, **step.extra},
-            )
+        sample = Sample(
+            id=source.sample_id + (f"-{number:02d}" if len(steps) > 1 else ""),
+            tools=distinct,
+            messages=step.messages,
+            target=step.target,
+            category=_category(step, distinct),
+            extra={"source": source.format, "file": source.file, "line": source.line, **unread, **step.extra},
         )
+        _check_storable(sample)
+        samples.append(sample)
     return samples
+
+
+def printable(text: str) -> str:
+    """The text with half surrogate pairs written as escapes."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def _distinct_tools(tools: Iterable[Tool]) -> tuple[Tool, ...]:
@@ -80,6 +86,18 @@ def _check_target(target: Target, tools: tuple[Tool, ...], where: str) -> None:
         parsed = parse(target.text)
         if isinstance(parsed, ParseFailure) or parsed.calls or parsed.reasoning or not parsed.text:
             raise Reject("the label's text holds call or think tags, or nothing", target.text[:80] + where)
+
+
+def _check_storable(sample: Sample) -> None:
+    """Half a surrogate pair is no character: no UTF-8 file and no tokenizer can hold it."""
+    value = sample.to_json()
+    if deeper_than(value):
+        raise Reject("nested too deeply", f"more than {MAX_DEPTH} levels")
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        around = error.object[max(0, error.start - 20) : error.end + 20]
+        raise Reject("half a surrogate pair", f"in the text {printable(around)!r}") from None
 
 
 def _category(step: Step, tools: tuple[Tool, ...]) -> str:

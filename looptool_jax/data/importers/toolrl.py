@@ -8,6 +8,7 @@ blocks. output: `<think>`, then `<tool_call>` with one `{name, parameters}` per 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 from looptool_jax.data.files import dump_json, parse_json
@@ -71,9 +72,10 @@ def _convert(instruction: str, history: str, output: str, source: Source, fields
 
 def _read_instruction(text: str) -> tuple[str, list[dict[str, Any]]]:
     section = _TOOLS.search(text)
-    if section is None:
-        raise Reject("no tool block", "instruction has no **Available Tools** section")
-    return text[: section.start()].strip(), [_read_tool(block) for block in _tool_blocks(section[1])]
+    blocks = _tool_blocks(section[1]) if section else []
+    if section is None or not blocks:
+        raise Reject("no tool block", "instruction has no **Available Tools** section with a first tool")
+    return text[: section.start()].strip(), [_read_tool(block) for block in blocks]
 
 
 def _tool_blocks(text: str) -> list[str]:
@@ -81,7 +83,7 @@ def _tool_blocks(text: str) -> list[str]:
     starts: list[int] = []
     while (start := text.find(f"\n{len(starts) + 1}. Name: ", starts[-1] if starts else 0)) >= 0:
         starts.append(start)
-    return [text[start:end].strip() for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
+    return [text[start:end].strip() for start, end in pairwise([*starts, len(text)])]
 
 
 def _read_tool(block: str) -> dict[str, Any]:
