@@ -1,0 +1,263 @@
+"""The commands. Each loads what it needs when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from looptool_jax.loop.pool import ModelPool
+    from looptool_jax.loop.run_config import RunConfig
+
+app = typer.Typer(
+    help="Close the loop between tool-call data and tool-call training (LoopTool, on JAX and TPUs).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[str, typer.Option("--config", "-c", help="A shipped configuration, or a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")]
+Out = Annotated[str, typer.Option("--out", "-o", help="Folder for the results; rerun to resume.")]
+Data = Annotated[str, typer.Option("--data", "-d", help="Samples: a .jsonl file, or a folder with a sample set.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder, GGUF file, nano/policy or nano/judge.")]
+Round = Annotated[int, typer.Option("--round", help="Round number, for random draws and lineage.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on standard error and exit status 2."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("looptool: interrupted; give the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        _fail(error)
+    except ValueError as error:
+        if type(error) is ValueError or not type(error).__module__.startswith("looptool_jax."):
+            raise
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    print(f"looptool: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+@app.command()
+def run(config: Config = "quickstart", overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Run the closed loop; the same command resumes it.
+
+    looptool run
+    looptool run --config micro run_dir=/tmp/micro
+    looptool run --config paper_8b policy.path=/models/Qwen3-8B judge_model.path=/models/Qwen3-32B
+    """
+    from looptool_jax.config import keep_config, load_config
+    from looptool_jax.loop.console import Console
+    from looptool_jax.loop.runner import Runner
+    from looptool_jax.report import tables
+    from looptool_jax.report.html import write_report
+
+    cfg = load_config(config, overrides or ())
+    keep_config(cfg)
+    console = Console(quiet)
+    console.say(f"looptool run --config {config}: {cfg.rounds} rounds in {cfg.run_dir} (rerun to resume)")
+    Runner(cfg, console).run()
+    for table in tables.run_tables(cfg.run_dir):
+        console.table(table.rich())
+    console.say(f"report: {write_report(cfg.run_dir)}")
+
+
+@app.command()
+def probe(
+    data: Data, out: Out, config: Config = "quickstart", model: Model = None, overrides: Overrides = None
+) -> None:
+    """GCP: greedy answers of a policy on samples, with match and perplexity.
+
+    looptool probe --data round-1/data.jsonl --model nano/policy --out probed
+    """
+    from looptool_jax.data.store import read_samples
+    from looptool_jax.loop import probe as stage
+    from looptool_jax.loop.console import Console
+
+    cfg, console = _config(config, overrides, model), Console()
+    samples = list(read_samples(data))
+    policy = _pool(cfg, out).lend(cfg.policy)
+    with console.stage("probe"):
+        metrics = stage.probe(policy, samples, cfg.probe, cfg.reward, out, console)
+    _finish(metrics, out)
+
+
+@app.command()
+def judge(
+    data: Data,
+    probes: Annotated[str, typer.Option("--probes", help="probes.jsonl of the probe command.")],
+    out: Out,
+    round_: Round = 1,
+    config: Config = "quickstart",
+    model: Model = None,
+    overrides: Overrides = None,
+) -> None:
+    """JGLV: an open judge decides on every mismatch whether label or answer is wrong, and repairs labels.
+
+    looptool judge --data round-1/data.jsonl --probes probed/probes.jsonl --model nano/judge --out judged
+    """
+    from looptool_jax.data.store import read_jsonl, read_samples
+    from looptool_jax.loop import judge as stage
+    from looptool_jax.loop.console import Console
+    from looptool_jax.loop.probe import Probe
+
+    cfg, console = _config(config, overrides, judge_model=model), Console()
+    samples = list(read_samples(data))
+    rows = [Probe.from_json(row) for row in read_jsonl(probes)]
+    lent = _pool(cfg, out).lend(cfg.judge_model) if cfg.judge.enabled else None
+    with console.stage("judge"):
+        metrics = stage.judge(lent, samples, rows, round_, cfg.judge, out, console)
+    _finish(metrics, out)
+
+
+@app.command()
+def expand(
+    errors: Annotated[str, typer.Option("--errors", help="errors.jsonl of the judge command.")],
+    out: Out,
+    round_: Round = 1,
+    config: Config = "quickstart",
+    model: Model = None,
+    overrides: Overrides = None,
+) -> None:
+    """EDDE: new samples around the error seeds, verified by rules and by the judge.
+
+    looptool expand --errors judged/errors.jsonl --model nano/judge --out expanded
+    """
+    from looptool_jax.data.store import read_jsonl
+    from looptool_jax.loop import expand as stage
+    from looptool_jax.loop.console import Console
+    from looptool_jax.loop.judge import ErrorSeed
+
+    cfg, console = _config(config, overrides, judge_model=model), Console()
+    seeds = [ErrorSeed.from_json(row) for row in read_jsonl(errors)]
+    pool = _pool(cfg, out)
+    generator = pool.lend(cfg.generator_model or cfg.judge_model)
+    verifier = pool.lend(cfg.judge_model) if cfg.expand.verify else None
+    limit = (pool.lend(cfg.policy), cfg.train.answers.prompt_tokens)
+    with console.stage("expand"):
+        metrics = stage.expand(generator, verifier, seeds, limit, cfg.seed, round_, cfg.expand, out, console)
+    _finish(metrics, out)
+
+
+@app.command()
+def compose(
+    run_dir: Annotated[str, typer.Option("--run", help="Run directory whose round is composed again.")],
+    out: Out,
+    round_: Round = 1,
+    overrides: Overrides = None,
+) -> None:
+    """Compose D_{j+1} from a round's artifacts, with other shares or policies if you like.
+
+    looptool compose --run runs/quickstart --round 1 --out composed compose.high_ppl=random
+    """
+    from looptool_jax.config import load_config
+    from looptool_jax.loop.console import Console
+    from looptool_jax.loop.runner import Runner
+
+    cfg = load_config(str(Path(run_dir) / "config.yaml"), [*(overrides or ()), f"run_dir={run_dir}"])
+    _finish(Runner(cfg, Console()).compose_to(round_, out), out)
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Out,
+    round_: Round = 1,
+    config: Config = "quickstart",
+    model: Model = None,
+    overrides: Overrides = None,
+) -> None:
+    """GRPO on samples; the new policy lies in OUT/policy in Hugging Face's layout.
+
+    looptool train --data round-1/data.jsonl --model nano/policy --out trained train.epochs=1
+    """
+    from looptool_jax.data.store import read_samples
+    from looptool_jax.loop import train as stage
+    from looptool_jax.loop.console import Console
+
+    cfg, console = _config(config, overrides, model), Console()
+    samples = list(read_samples(data))
+    policy = _pool(cfg, out).lend(cfg.policy)
+    with console.stage("train"):
+        metrics = stage.train(policy, samples, cfg.train, cfg.reward, cfg.seed, round_, out, console)
+    _finish(metrics, out)
+
+
+@app.command("eval")
+def evaluate(
+    data: Data, out: Out, config: Config = "quickstart", model: Model = None, overrides: Overrides = None
+) -> None:
+    """Accuracy of a policy on samples under the strict matcher, by category.
+
+    looptool eval --data heldout.jsonl --model trained/policy --out evaluated
+    """
+    from looptool_jax.data.store import read_samples
+    from looptool_jax.evaluation import heldout
+    from looptool_jax.loop.console import Console
+
+    cfg, console = _config(config, overrides, model), Console()
+    samples = list(read_samples(data))
+    policy = _pool(cfg, out).lend(cfg.policy)
+    with console.stage("eval"):
+        metrics = heldout.evaluate(policy, samples, cfg.evaluate, out, console.tokens)
+    _finish(metrics, out)
+
+
+@app.command()
+def report(run_dir: Annotated[str, typer.Argument(help="Run directory.")]) -> None:
+    """Write the HTML report of a run, finished or not.
+
+    looptool report runs/quickstart
+    """
+    from looptool_jax.report.html import write_report
+
+    print(write_report(run_dir))
+
+
+@app.command("import")
+def import_(
+    file: Annotated[str, typer.Argument(help="The file to read.")],
+    format_: Annotated[str, typer.Option("--format", "-f", help="looptool, openai, toolrl, seal_tools or sharegpt.")],
+    out: Out,
+    tools: Annotated[str | None, typer.Option("--tools", help="Tool documents, for seal_tools.")] = None,
+) -> None:
+    """Turn foreign tool-call data into samples; what cannot be read goes to OUT/rejected.jsonl with line and reason.
+
+    looptool import example_messages.jsonl --format openai --out star
+    """
+    from looptool_jax.data.importers import import_file, write_import
+
+    write_import(import_file(file, format_, tools=tools), out)
+
+
+def _config(
+    config: str, overrides: list[str] | None, model: str | None = None, judge_model: str | None = None
+) -> RunConfig:
+    from looptool_jax.config import load_config
+
+    named = [f"policy.path={model}"] if model else []
+    named += [f"judge_model.path={judge_model}"] if judge_model else []
+    return load_config(config, [*named, *(overrides or ())])
+
+
+def _pool(cfg: RunConfig, out: str) -> ModelPool:
+    from looptool_jax.loop.pool import ModelPool
+
+    return ModelPool(cfg.mesh, str(Path(out) / "models"))
+
+
+def _finish(metrics: dict, out: str) -> None:
+    from looptool_jax.loop.runner import headline
+
+    print(f"{headline(metrics)}  -> {out}")

@@ -1,0 +1,142 @@
+"""Reading configurations: a named file of `configs/`, or any YAML file, and `key=value` overrides on top.
+
+The schema is `RunConfig`; a wrong key or type is an error that names the right one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from looptool_jax.data.store import exists, join, read_text, write_text
+from looptool_jax.loop.run_config import RunConfig
+
+# What may differ when a run is resumed: where it lies, and more rounds.
+RESUMABLE = ("run_dir", "rounds")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key or file and the remedy."""
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration `name` (shipped in `configs/`, or a path to a YAML file) with overrides such as
+    `train.batch=64`. Without `run_dir` the run goes to `runs/<name>`.
+
+    Raises ConfigError.
+    """
+    file = _find(name)
+    merged = OmegaConf.structured(RunConfig)
+    merged.run_dir = f"runs/{file.stem}"
+    try:
+        loaded = OmegaConf.load(file)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # PyYAML's errors share no base class with ValueError
+        raise ConfigError(f"{file}: not valid YAML ({' '.join(str(error).split())[:160]})") from None
+    merged = _merge(merged, loaded, str(file))
+    for override in overrides:
+        key, sign, _ = override.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(f"{override!r}: expected key=value, such as train.batch=64")
+        try:
+            part = OmegaConf.from_dotlist([override])
+        except Exception as error:
+            raise ConfigError(f"{override!r}: the value is not valid YAML ({str(error).splitlines()[0]})") from None
+        merged = _merge(merged, part, override)
+    return _to_object(merged)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with the program, by name."""
+    return {file.stem: file for file in sorted(_folder().glob("*.yaml"))}
+
+
+def keep_config(cfg: RunConfig) -> None:
+    """Write the configuration into the run directory, or hold it against the one that is there.
+
+    Raises ConfigError where the directory holds a run with other settings.
+    """
+    path = join(cfg.run_dir, "config.yaml")
+    text = OmegaConf.to_yaml(OmegaConf.create(asdict(cfg)))
+    if exists(path):
+        old = _flat(OmegaConf.to_container(OmegaConf.create(read_text(path))))
+        new = _flat(asdict(cfg))
+        changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key not in RESUMABLE]
+        if changed:
+            key = changed[0]
+            raise ConfigError(
+                f"{cfg.run_dir}: holds a run with other settings ({key} was {old.get(key)!r}, now {new.get(key)!r}"
+                f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}); "
+                "give the same settings to resume it, or another run_dir"
+            )
+        if new["rounds"] < old["rounds"]:
+            raise ConfigError(f"{cfg.run_dir}: holds a run of {old['rounds']} rounds; rounds can only grow")
+        if old == new:
+            return
+    write_text(path, text)
+
+
+def _folder() -> Path:
+    """`configs/` inside the installed package, or beside it in a source checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def _find(name: str) -> Path:
+    if name in shipped_configs():
+        return shipped_configs()[name]
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise ConfigError(f"{name}: no such file")
+        return Path(name)
+    raise ConfigError(
+        f"{name}: no such configuration; there are {', '.join(shipped_configs())}, or give the path of a YAML file"
+    )
+
+
+def _merge(base: DictConfig, part: Any, source: str) -> DictConfig:
+    if not isinstance(part, DictConfig):
+        raise ConfigError(f"{source}: expected keys and values at the top level")
+    try:
+        return OmegaConf.merge(base, part)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{source}: {_reason(error)}") from None
+
+
+def _to_object(merged: DictConfig) -> RunConfig:
+    try:
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        cause = error.__cause__ or error
+        raise ConfigError(_reason(cause)) from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _reason(error: BaseException) -> str:
+    """OmegaConf's message on one line, with the full key."""
+    lines = str(error).splitlines()
+    key = getattr(error, "full_key", None)
+    return f"{key}: {lines[0]}" if key else lines[0]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        key: item
+        for name, part in value.items()
+        for key, item in _flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def fail(error: Exception) -> None:
+    """One line for the user, on standard error."""
+    print(f"looptool: {' '.join(str(error).split())}", file=sys.stderr)

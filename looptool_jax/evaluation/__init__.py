@@ -1,0 +1,1 @@
+"""What a run is measured by: held-out accuracy, label repair, expansion."""

@@ -1,0 +1,69 @@
+"""Held-out accuracy: greedy answers under the strict matcher, over all items and by category."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from looptool_jax.data.store import join, write_jsonl
+from looptool_jax.inference.answers import AnswerConfig, Answerer
+from looptool_jax.toolcall import Sample, match
+
+
+@dataclass
+class EvalConfig:
+    """answers: engine sizes."""
+
+    answers: AnswerConfig = field(default_factory=AnswerConfig)
+
+
+def evaluate(
+    policy: Answerer,
+    samples: Sequence[Sample],
+    cfg: EvalConfig,
+    out: str,
+    on_tokens: Callable[[int], None],
+) -> dict[str, Any]:
+    """Accuracy on the samples; writes `out/results.jsonl`, a row an item, and returns the metrics.
+
+    interval95 is the half-width of the normal 95 % interval of the accuracy.
+    """
+    answers = policy.greedy(samples, cfg.answers, on_tokens)
+    rows = []
+    for sample, answer in zip(samples, answers, strict=True):
+        outcome = match(answer.text, sample.target, sample.tools)
+        ok = outcome.ok and answer.finish == "stop"
+        reason = outcome.reason if answer.finish == "stop" else "truncated at the token limit"
+        rows.append({
+            "id": sample.id, "category": sample.category, "correct": ok, "reason": reason, "answer": answer.text,
+        })  # fmt: skip
+    write_jsonl(join(out, "results.jsonl"), rows)
+    counts = Counter(row["category"] for row in rows)
+    right = Counter(row["category"] for row in rows if row["correct"])
+    accuracy = sum(right.values()) / max(1, len(rows))
+    return {
+        "items": len(rows),
+        "accuracy": round(accuracy, 6),
+        "interval95": round(1.96 * math.sqrt(accuracy * (1 - accuracy) / max(1, len(rows))), 6),
+        "truncated": sum(answer.finish == "length" for answer in answers),
+        "by_category": {
+            name: {"items": counts[name], "accuracy": round(right[name] / counts[name], 6)} for name in sorted(counts)
+        },
+    }
+
+
+def paired_difference(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Mean difference in correctness (after - before) over the same items, and its standard error.
+
+    Raises ValueError where the two results are not over the same items.
+    """
+    first = {row["id"]: row["correct"] for row in before}
+    if set(first) != {row["id"] for row in after}:
+        raise ValueError("the two results are over different items and cannot be paired")
+    differences = [float(row["correct"]) - float(first[row["id"]]) for row in after]
+    mean = sum(differences) / len(differences)
+    variance = sum((value - mean) ** 2 for value in differences) / max(1, len(differences) - 1)
+    return mean, math.sqrt(variance / len(differences))

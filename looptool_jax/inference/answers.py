@@ -1,0 +1,131 @@
+"""Samples and chats in, answers out: how the stages of the loop use a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from looptool_jax.inference.batch import Completion, Request, generate
+from looptool_jax.inference.lm import LanguageModel
+from looptool_jax.toolcall import Message, Sample
+
+OnTokens = Callable[[int], None]
+
+
+@dataclass
+class AnswerConfig:
+    """Sizes of the engine that answers: longest prompt and answer in tokens, prompts decoded at a time (slots),
+    decode steps between two looks of the host, prompts prefilled at a time."""
+
+    prompt_tokens: int = 4096
+    answer_tokens: int = 1024
+    slots: int = 64
+    steps_per_sync: int = 8
+    prefill_batch: int = 8
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Generated text without its end token, and the ids it came from with it. finish: "stop", "length", or
+    "prompt_too_long" (nothing was generated)."""
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish: str
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A prompt for the judge or the generator. key: for sampled replies, two uint32 words."""
+
+    id: str
+    messages: Sequence[Message]
+    key: tuple[int, int] = (0, 0)
+
+
+class Answerer:
+    """A language model as the stages see it."""
+
+    def __init__(self, lm: LanguageModel, thinking: bool = False) -> None:
+        self.lm = lm
+        self.thinking = thinking
+
+    def prompt(self, sample: Sample) -> list[int]:
+        """Token ids of the sample's prompt, the generation prompt included."""
+        return self.lm.tokenizer.encode_prompt(sample.messages, sample.tools, self.thinking)
+
+    def prompt_length(self, sample: Sample) -> int:
+        return len(self.prompt(sample))
+
+    def greedy(self, samples: Sequence[Sample], cfg: AnswerConfig, on_tokens: OnTokens) -> list[Answer]:
+        """The greedy answer of each sample. Raises PromptTooLong where a prompt does not fit."""
+        requests = [Request(sample.id, self.prompt(sample), (0, 0), 0.0, cfg.answer_tokens) for sample in samples]
+        return [group[0] for group in self._run(requests, cfg, on_tokens)]
+
+    def groups(
+        self,
+        samples: Sequence[Sample],
+        group: int,
+        keys: Sequence[tuple[int, int]],
+        temperature: float,
+        cfg: AnswerConfig,
+        on_tokens: OnTokens,
+    ) -> list[list[Answer]]:
+        """`group` sampled answers of each sample; the keys belong to the samples."""
+        requests = [
+            Request(sample.id, self.prompt(sample), key, temperature, cfg.answer_tokens)
+            for sample, key in zip(samples, keys, strict=True)
+        ]
+        return self._run(requests, cfg, on_tokens, group=group)
+
+    def chat(
+        self,
+        requests: Sequence[ChatRequest],
+        cfg: AnswerConfig,
+        on_tokens: OnTokens,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+    ) -> list[Answer]:
+        """One reply for each request. A prompt that does not fit gets an empty answer (finish "prompt_too_long")."""
+        prompts = [self.lm.tokenizer.encode_prompt(request.messages, (), self.thinking) for request in requests]
+        fits = [len(prompt) <= cfg.prompt_tokens for prompt in prompts]
+        runnable = [
+            Request(request.id, prompt, request.key, temperature, cfg.answer_tokens)
+            for request, prompt, fit in zip(requests, prompts, fits, strict=True)
+            if fit
+        ]
+        replies = iter(self._run(runnable, cfg, on_tokens, top_p=top_p, top_k=top_k))
+        return [next(replies)[0] if fit else Answer("", [], [], "prompt_too_long") for fit in fits]
+
+    def _run(
+        self,
+        requests: Sequence[Request],
+        cfg: AnswerConfig,
+        on_tokens: OnTokens,
+        *,
+        group: int = 1,
+        top_p: float = 1.0,
+        top_k: int = 0,
+    ) -> list[list[Answer]]:
+        if not requests:
+            return []
+        engine = self.lm.engine(
+            slots=cfg.slots, group=group, prompt_len=cfg.prompt_tokens, answer_len=cfg.answer_tokens,
+            steps_per_sync=cfg.steps_per_sync, prefill_batch=cfg.prefill_batch, top_p=top_p, top_k=top_k,
+        )  # fmt: skip
+        seen = 0
+
+        def progress(_: int, tokens: int) -> None:
+            nonlocal seen
+            on_tokens(tokens - seen)
+            seen = tokens
+
+        groups = generate(engine, self.lm.params, requests, progress)
+        return [[self._answer(completion) for completion in group_] for group_ in groups]
+
+    def _answer(self, completion: Completion) -> Answer:
+        ids = completion.tokens[:-1] if completion.finish == "stop" else completion.tokens
+        return Answer(self.lm.tokenizer.decode(ids), completion.tokens, completion.logprobs, completion.finish)

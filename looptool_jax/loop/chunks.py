@@ -1,0 +1,35 @@
+"""Stages work in fixed chunks and commit each one whole, so that a killed stage continues where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from looptool_jax.data.store import DataError, Progress
+
+Item = TypeVar("Item")
+
+
+def process_in_chunks(
+    items: Sequence[Item],
+    size: int,
+    progress_path: str,
+    work: Callable[[Sequence[Item]], list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """Apply `work` to chunks of `size` items in order; return all rows, those of earlier attempts included.
+
+    `work` returns any number of JSON rows for a chunk. A chunk is committed with one append to the
+    progress file; rows of committed chunks are read back instead of being computed again.
+    Raises DataError when the progress file belongs to other work.
+    """
+    progress = Progress(progress_path)
+    committed = progress.rows()
+    count = -(-len(items) // size)
+    if len(committed) > count or any(row.get("chunk") != i for i, row in enumerate(committed)):
+        raise DataError(f"{progress_path}: chunks do not belong to this work; delete the file to start the stage again")
+    rows = [row for chunk in committed for row in chunk["rows"]]
+    for i in range(len(committed), count):
+        chunk_rows = work(items[i * size : (i + 1) * size])
+        progress.append({"chunk": i, "rows": chunk_rows})
+        rows.extend(chunk_rows)
+    return rows

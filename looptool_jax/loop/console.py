@@ -1,0 +1,96 @@
+"""What a run prints: a live bar in a terminal, one line a stage elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+LINE_SECONDS = 30.0
+
+
+class Console:
+    """Progress of the stage at work: items done, tokens generated, and what the stage says of itself.
+
+    Off a terminal it prints a line when a stage starts and ends, and at most one every 30 seconds between.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.rich = RichConsole(file=sys.stdout, soft_wrap=not sys.stdout.isatty(), highlight=False)
+        self.quiet = quiet
+        self.live = self.rich.is_terminal and not quiet
+        self._bar: Progress | None = None
+        self._begin("")
+
+    def say(self, text: str) -> None:
+        """One line for the user."""
+        if not self.quiet:
+            self.rich.print(text, markup=False)
+
+    def table(self, table: Table) -> None:
+        if not self.quiet:
+            self.rich.print(table)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Everything reported inside belongs to this stage."""
+        self._begin(name)
+        if not self.live:
+            self.say(f"{name}: started")
+            yield
+            return
+        columns = (
+            TextColumn("{task.description:<16}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=self.rich, transient=True) as self._bar:
+            self._bar.add_task(name, total=None, note="")
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def expect(self, total: int) -> None:
+        """The stage has `total` items to work on."""
+        self._total = total
+        self._show()
+
+    def advance(self, count: int = 1, **figures: float) -> None:
+        """`count` more items are done; `figures` (reward, loss, ...) are shown beside."""
+        self._done += count
+        self._figures |= figures
+        self._show()
+
+    def tokens(self, count: int) -> None:
+        """`count` more tokens were generated or trained on."""
+        self.token_count += count
+        self._show()
+
+    @property
+    def seconds(self) -> float:
+        """Since the stage began in this process."""
+        return time.monotonic() - self._started
+
+    def _begin(self, name: str) -> None:
+        self._name, self._total, self._done, self.token_count = name, 0, 0, 0
+        self._figures: dict[str, Any] = {}
+        self._started = self._printed = time.monotonic()
+
+    def _note(self) -> str:
+        parts = [f"{self.token_count / max(1e-9, self.seconds):,.0f} tok/s"] if self.token_count else []
+        return "  ".join(parts + [f"{name} {value:.3f}" for name, value in self._figures.items()])
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=self._total or None, completed=self._done, note=self._note())
+        elif time.monotonic() - self._printed > LINE_SECONDS:
+            self._printed = time.monotonic()
+            rest = self.seconds / max(1, self._done) * (self._total - self._done)
+            eta = f", about {rest:.0f} s left" if self._done else ""
+            self.say(f"{self._name}: {self._done}/{self._total} {self._note()}{eta}")

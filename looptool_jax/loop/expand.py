@@ -1,0 +1,198 @@
+"""EDDE: error-driven data expansion (paper, section 4.4).
+
+A generator writes k new samples around each error seed, one for each scenario variation in turn. Each passes two
+tiers: rules (it parses, fits its tools' schemas, is new) and the judge (the call is right for the request).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from looptool_jax.data.store import dump_json, join, write_jsonl, write_samples
+from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatRequest
+from looptool_jax.loop.chunks import process_in_chunks
+from looptool_jax.loop.console import Console
+from looptool_jax.loop.judge import ErrorSeed
+from looptool_jax.loop.keys import key_for
+from looptool_jax.loop.prompts import (
+    SCENARIOS,
+    Variant,
+    expand_messages,
+    parse_expansion,
+    parse_verification,
+    response_text,
+    verify_messages,
+)
+from looptool_jax.toolcall import Origin, Parsed, Sample, Target, check_call, parse
+
+
+@dataclass
+class ExpandConfig:
+    """Expansion.
+
+    enabled: false removes EDDE. per_error: k new samples for each error seed. verify: also ask the judge (second
+    tier). prompt: "full" for language models, "compact" for nano. chunk: error seeds committed at once.
+    temperature, top_p, top_k: of the generator, as in the released code.
+    """
+
+    enabled: bool = True
+    per_error: int = 4
+    verify: bool = True
+    prompt: Variant = "full"
+    temperature: float = 1.0
+    top_p: float = 0.9
+    top_k: int = 20
+    answers: AnswerConfig = field(default_factory=AnswerConfig)
+    verify_answers: AnswerConfig = field(default_factory=AnswerConfig)
+    chunk: int = 64
+
+
+def expand(
+    generator: Answerer | None,
+    judge: Answerer | None,
+    seeds: Sequence[ErrorSeed],
+    prompt_limit: tuple[Answerer, int] | None,
+    seed: int,
+    round_: int,
+    cfg: ExpandConfig,
+    out: str,
+    console: Console,
+) -> dict[str, Any]:
+    """Expand the error seeds and return the metrics; the models may be None where the expansion is disabled.
+
+    Writes `out/expanded.jsonl` (accepted samples) and `out/rejected.jsonl` (the others with tier and reason).
+    Only seeds whose label is a call are expanded, as in the paper's code. prompt_limit: the policy and its
+    longest prompt in tokens; a new sample that is longer is rejected.
+    """
+    seeds = [item for item in seeds if item.sample.target.is_call] if cfg.enabled else []
+
+    def work(chunk: Sequence[ErrorSeed]) -> list[dict[str, Any]]:
+        assert generator is not None
+        rows = _generate(generator, chunk, seed, round_, cfg, console)
+        _apply_rules(rows, prompt_limit)
+        if cfg.verify:
+            assert judge is not None
+            _verify(judge, rows, cfg, console)
+        console.advance(len(chunk))
+        return [row.to_json() for row in rows]
+
+    console.expect(len(seeds))
+    rows = process_in_chunks(seeds, cfg.chunk, join(out, "progress.jsonl"), work)
+    _reject_duplicates(rows)
+    accepted = [row for row in rows if row["tier"] == ""]
+    write_samples(join(out, "expanded.jsonl"), [Sample.from_json(row["sample"]) for row in accepted])
+    write_jsonl(join(out, "rejected.jsonl"), [row for row in rows if row["tier"]])
+    tiers = ("parse", "rules", "judge", "duplicate")
+    return {
+        "error_seeds": len(seeds),
+        "generated": len(rows),
+        "accepted": len(accepted),
+        "acceptance": round(len(accepted) / max(1, len(rows)), 6),
+        **{f"rejected_{tier}": sum(row["tier"] == tier for row in rows) for tier in tiers},
+    }
+
+
+@dataclass
+class _Row:
+    """A generated sample on its way through the tiers; `tier` names the one that rejected it."""
+
+    id: str
+    parent: str
+    scenario: str
+    reply: str
+    sample: Sample | None = None
+    tier: str = ""
+    reason: str = ""
+
+    def reject(self, tier: str, reason: str) -> None:
+        self.tier, self.reason = tier, reason
+
+    def to_json(self) -> dict[str, Any]:
+        row = {"id": self.id, "parent": self.parent, "scenario": self.scenario, "tier": self.tier}
+        if self.sample is not None:
+            row["sample"] = self.sample.to_json()  # type: ignore[assignment]
+        return row | ({"reason": self.reason, "reply": self.reply} if self.tier else {})
+
+
+def _generate(
+    generator: Answerer, chunk: Sequence[ErrorSeed], seed: int, round_: int, cfg: ExpandConfig, console: Console
+) -> list[_Row]:
+    scenarios = list(SCENARIOS)
+    requests, rows = [], []
+    for item in chunk:
+        correct = response_text(item.sample.target)
+        for i in range(cfg.per_error):
+            scenario = scenarios[i % len(scenarios)]
+            id_ = f"{item.sample.id}.r{round_}e{i}"
+            messages = expand_messages(cfg.prompt, item.sample, correct, item.wrong, item.analysis, scenario)
+            requests.append(ChatRequest(id_, messages, key_for(seed, round_, "expand", item.sample.id, i)))
+            rows.append((item, id_, scenario))
+    replies = generator.chat(
+        requests, cfg.answers, console.tokens, temperature=cfg.temperature, top_p=cfg.top_p, top_k=cfg.top_k
+    )
+    return [
+        _read(item, id_, scenario, reply.text, round_)
+        for (item, id_, scenario), reply in zip(rows, replies, strict=True)
+    ]
+
+
+def _read(item: ErrorSeed, id_: str, scenario: str, reply: str, round_: int) -> _Row:
+    """Tier 0: the reply holds an INPUT and an OUTPUT with calls."""
+    row = _Row(id_, item.sample.id, scenario, reply)
+    expansion = parse_expansion(reply, item.sample)
+    if isinstance(expansion, str):
+        row.reject("parse", expansion)
+        return row
+    parsed = parse(expansion.output_text)
+    if not isinstance(parsed, Parsed):
+        row.reject("parse", f"output: {parsed.kind}: {parsed.detail}")
+    elif not parsed.calls:
+        row.reject("parse", "output: no tool call")
+    else:
+        row.sample = Sample(
+            id=id_,
+            tools=item.sample.tools,
+            messages=tuple(expansion.messages),
+            target=Target(calls=parsed.calls),
+            origin=Origin("expanded", round_ + 1, parent=item.sample.id, scenario=scenario),
+            category=item.sample.category,
+            lineage=(*item.sample.lineage, item.sample.origin),
+        )
+    return row
+
+
+def _apply_rules(rows: list[_Row], prompt_limit: tuple[Answerer, int] | None) -> None:
+    """Tier 1: the calls fit their tools' schemas and the prompt fits the policy."""
+    for row in rows:
+        if row.sample is None:
+            continue
+        problems = [problem for call in row.sample.target.calls for problem in check_call(call, row.sample.tools)]
+        if problems:
+            row.reject("rules", "; ".join(problems))
+        elif prompt_limit is not None and (length := prompt_limit[0].prompt_length(row.sample)) > prompt_limit[1]:
+            row.reject("rules", f"the prompt has {length} tokens, over the limit of {prompt_limit[1]}")
+
+
+def _verify(judge: Answerer, rows: list[_Row], cfg: ExpandConfig, console: Console) -> None:
+    """Tier 2: the judge finds the label right for the request."""
+    open_rows = [row for row in rows if not row.tier and row.sample is not None]
+    requests = [ChatRequest(row.id, verify_messages(cfg.prompt, row.sample)) for row in open_rows]  # type: ignore[arg-type]
+    for row, reply in zip(open_rows, judge.chat(requests, cfg.verify_answers, console.tokens), strict=True):
+        correct = parse_verification(reply.text)
+        if not correct:
+            row.reject("judge", "no verdict on the last line" if correct is None else "the judge finds it incorrect")
+
+
+def _reject_duplicates(rows: list[dict[str, Any]]) -> None:
+    """A new sample must differ from every earlier one in its dialogue or its label."""
+    seen: set[bytes] = set()
+    for row in rows:
+        if row["tier"]:
+            continue
+        sample = row["sample"]
+        content = dump_json({"messages": sample["messages"], "target": sample["target"]})
+        if content in seen:
+            row.update(tier="duplicate", reason="equal to an earlier sample of this round")
+        seen.add(content)

@@ -1,0 +1,202 @@
+"""JGLV: judgement-guided label verification (paper, section 4.3).
+
+An open judge compares label and answer of every mismatch. It never writes a label: the answer it prefers
+replaces the label, or the label stays, or the sample goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from looptool_jax.data.store import join, write_jsonl
+from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatRequest
+from looptool_jax.loop.chunks import process_in_chunks
+from looptool_jax.loop.console import Console
+from looptool_jax.loop.probe import Probe
+from looptool_jax.loop.prompts import Variant, VerdictKind, judge_messages, parse_verdict, response_text
+from looptool_jax.toolcall import Origin, Parsed, Sample, Target, check_call, parse
+
+Verdict = Literal["prediction_wrong", "label_wrong", "both_correct", "both_wrong", "undecided"]
+
+# What a reply means where the label was shown as response 1, and where it was shown as response 2.
+_LABEL_FIRST: dict[VerdictKind, Verdict] = {
+    VerdictKind.RESPONSE2_INCORRECT: "prediction_wrong",
+    VerdictKind.RESPONSE1_INCORRECT: "label_wrong",
+    VerdictKind.BOTH_CORRECT: "both_correct",
+    VerdictKind.BOTH_INCORRECT: "both_wrong",
+}
+_LABEL_SECOND: dict[VerdictKind, Verdict] = _LABEL_FIRST | {
+    VerdictKind.RESPONSE1_INCORRECT: "prediction_wrong",
+    VerdictKind.RESPONSE2_INCORRECT: "label_wrong",
+}
+
+
+@dataclass
+class JudgeConfig:
+    """Label verification.
+
+    enabled: false is the paper's ablation "w/o JGLV": every mismatch is a model error.
+    order_swap: judge each pair in both orders and trust only agreeing verdicts; false is the paper's fixed order
+        (label first).
+    rules_first: an answer that does not parse or does not fit its tool's schema is wrong without asking the judge;
+        false sends it to the judge as the paper does.
+    prompt: "full" for language models, "compact" for nano. chunk: pairs committed at once.
+    """
+
+    enabled: bool = True
+    order_swap: bool = True
+    rules_first: bool = True
+    prompt: Variant = "full"
+    answers: AnswerConfig = field(default_factory=AnswerConfig)
+    chunk: int = 256
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of a mismatch. decided_by: judge, rules or disabled. votes: the verdict of each order (None: the
+    reply had no valid last line). analysis: the judge's words on the wrong response, for the expansion."""
+
+    id: str
+    verdict: Verdict
+    decided_by: str
+    votes: list[str | None]
+    answer: str
+    analysis: str
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    @staticmethod
+    def from_json(row: dict[str, Any]) -> Judgement:
+        return Judgement(**row)
+
+
+@dataclass(frozen=True)
+class ErrorSeed:
+    """A member of D_j^ES: the sample with its (possibly repaired) label, and the wrong response beside it."""
+
+    sample: Sample
+    wrong: str
+    analysis: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"sample": self.sample.to_json(), "wrong": self.wrong, "analysis": self.analysis}
+
+    @staticmethod
+    def from_json(row: dict[str, Any]) -> ErrorSeed:
+        return ErrorSeed(Sample.from_json(row["sample"]), row["wrong"], row["analysis"])
+
+
+def judge(
+    model: Answerer | None,
+    samples: Sequence[Sample],
+    probes: Sequence[Probe],
+    round_: int,
+    cfg: JudgeConfig,
+    out: str,
+    console: Console,
+) -> dict[str, Any]:
+    """Judge every mismatch of the probed samples and return the metrics.
+
+    Writes `out/judgements.jsonl` (one row a mismatch), `out/errors.jsonl` (the error seeds, labels repaired) and
+    `out/set_aside.jsonl` (pairs without a trusted verdict). `model` may be None where the judge is disabled.
+    """
+    by_id = {sample.id: sample for sample in samples}
+    mismatches = [(by_id[row.id], row) for row in probes if not row.correct]
+
+    def work(chunk: Sequence[tuple[Sample, Probe]]) -> list[dict[str, Any]]:
+        rows = _judge_chunk(model, chunk, cfg, console)
+        console.advance(len(chunk))
+        return [row.to_json() for row in rows]
+
+    console.expect(len(mismatches))
+    rows = process_in_chunks(mismatches, cfg.chunk, join(out, "progress.jsonl"), work)
+    judgements = [Judgement.from_json(row) for row in rows]
+    write_jsonl(join(out, "judgements.jsonl"), rows)
+    write_jsonl(join(out, "set_aside.jsonl"), [row.to_json() for row in judgements if row.verdict == "undecided"])
+    errors = [seed for row in judgements if (seed := error_seed(by_id[row.id], row, round_)) is not None]
+    write_jsonl(join(out, "errors.jsonl"), [seed.to_json() for seed in errors])
+    counts = {verdict: sum(row.verdict == verdict for row in judgements) for verdict in Verdict.__args__}  # type: ignore[attr-defined]
+    judged = [row for row in judgements if row.decided_by == "judge"]
+    agreed = sum(row.verdict != "undecided" for row in judged)
+    return {
+        "mismatches": len(judgements),
+        **counts,
+        "judged": len(judged),
+        "agreement": round(agreed / max(1, len(judged)), 6),
+        "unparsed_replies": sum(vote is None for row in judged for vote in row.votes),
+        "error_seeds": len(errors),
+    }
+
+
+def error_seed(sample: Sample, judgement: Judgement, round_: int) -> ErrorSeed | None:
+    """The error seed of a judged mismatch (D^PW keeps the label, D^LR takes the answer), or None for no error."""
+    if judgement.verdict not in ("prediction_wrong", "label_wrong"):
+        return None
+    origin = Origin("error", round_ + 1, verdict=judgement.verdict)
+    moved = sample.moved(origin)
+    if judgement.verdict == "prediction_wrong":
+        return ErrorSeed(moved, response_text(judgement.answer), judgement.analysis)
+    target = target_of(judgement.answer)
+    assert target is not None, "a label is only replaced by an answer that parses"
+    repaired = Sample(**{**vars(moved), "target": target})
+    return ErrorSeed(repaired, response_text(sample.target), judgement.analysis)
+
+
+def target_of(answer: str) -> Target | None:
+    """The answer as a label, or None where it cannot be one. A text that asks clarifies, any other answers."""
+    parsed = parse(answer)
+    if not isinstance(parsed, Parsed):
+        return None
+    if parsed.calls:
+        return Target(calls=parsed.calls)
+    if not parsed.text.strip():
+        return None
+    return Target(text=parsed.text.strip(), intent="clarify" if "?" in parsed.text else "answer")
+
+
+def _judge_chunk(
+    model: Answerer | None, chunk: Sequence[tuple[Sample, Probe]], cfg: JudgeConfig, console: Console
+) -> list[Judgement]:
+    if not cfg.enabled:
+        return [Judgement(sample.id, "prediction_wrong", "disabled", [], row.answer, "") for sample, row in chunk]
+    assert model is not None
+    requests: list[ChatRequest] = []
+    problems = [_broken(sample, row) for sample, row in chunk]
+    asked = [not (cfg.rules_first and problem) for problem in problems]
+    for (sample, row), ask in zip(chunk, asked, strict=True):
+        if ask:
+            label, answer = response_text(sample.target), row.answer
+            requests.append(ChatRequest(f"{sample.id}/1", judge_messages(cfg.prompt, sample, label, answer)))
+            if cfg.order_swap:
+                requests.append(ChatRequest(f"{sample.id}/2", judge_messages(cfg.prompt, sample, answer, label)))
+    replies = iter(model.chat(requests, cfg.answers, console.tokens))
+    out = []
+    for (sample, row), ask, problem in zip(chunk, asked, problems, strict=True):
+        if not ask:
+            out.append(Judgement(sample.id, "prediction_wrong", "rules", [], row.answer, problem))
+            continue
+        tables = (_LABEL_FIRST, _LABEL_SECOND) if cfg.order_swap else (_LABEL_FIRST,)
+        votes: list[str | None] = []
+        analysis = ""
+        for table in tables:
+            verdict = parse_verdict(next(replies).text)
+            votes.append(table[verdict.kind] if verdict else None)
+            analysis = analysis or (verdict.analysis if verdict else "")
+        agreed = votes[0] if votes[0] is not None and len(set(votes)) == 1 else "undecided"
+        if agreed == "label_wrong" and target_of(row.answer) is None:
+            agreed = "undecided"
+        out.append(Judgement(sample.id, agreed, "judge", votes, row.answer, analysis))  # type: ignore[arg-type]
+    return out
+
+
+def _broken(sample: Sample, row: Probe) -> str:
+    """Why the answer cannot be right whatever the label says; empty where it could."""
+    if row.finish == "length":
+        return "truncated at the token limit"
+    parsed = parse(row.answer)
+    if not isinstance(parsed, Parsed):
+        return f"{parsed.kind}: {parsed.detail}"
+    return "; ".join(problem for call in parsed.calls for problem in check_call(call, sample.tools))

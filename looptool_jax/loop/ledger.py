@@ -1,0 +1,33 @@
+"""What a run cost: time and tokens of every stage, kept apart from the manifest because they differ between runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from looptool_jax.data.store import Progress
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Wall-clock seconds and tokens (generated, and trained on) of a stage, over all its attempts that ended."""
+
+    seconds: float
+    tokens: int
+
+
+class Ledger:
+    """Append-only record of the stages' costs in `ledger.jsonl`."""
+
+    def __init__(self, path: str) -> None:
+        self._progress = Progress(path)
+
+    def record(self, stage: str, seconds: float, tokens: int) -> None:
+        self._progress.append({"stage": stage, "seconds": round(seconds, 3), "tokens": tokens})
+
+    def costs(self) -> dict[str, Cost]:
+        """Cost by stage, in the order in which stages ended."""
+        costs: dict[str, Cost] = {}
+        for row in self._progress.rows():
+            old = costs.get(row["stage"], Cost(0.0, 0))
+            costs[row["stage"]] = Cost(old.seconds + row["seconds"], old.tokens + row["tokens"])
+        return costs

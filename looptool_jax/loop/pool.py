@@ -1,0 +1,64 @@
+"""The models of a run: found by name, loaded once, lent to stages."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+from looptool_jax.inference.answers import Answerer
+from looptool_jax.inference.lm import LanguageModel, ModelConfig, load_language_model
+from looptool_jax.models.config import ModelError
+from looptool_jax.parallel.mesh import MeshConfig, make_mesh
+
+EMBEDDED = ("nano/policy", "nano/judge")
+PACKAGE = "package:"
+
+
+class ModelPool:
+    """Lends models to stages. It keeps the `keep` models used last on the devices and drops the others."""
+
+    def __init__(self, mesh: MeshConfig, cache_dir: str, keep: int = 2) -> None:
+        self.mesh = make_mesh(mesh)
+        self.cache_dir = cache_dir
+        self.keep = keep
+        self._loaded: dict[ModelConfig, LanguageModel] = {}
+
+    def lend(self, cfg: ModelConfig, folder: str | None = None) -> Answerer:
+        """The configured model, or its weights in `folder` (a round's policy). Raises ModelError."""
+        cfg = replace(cfg, path=folder or self.locate(cfg.path))
+        lm = self._loaded.pop(cfg, None) or load_language_model(cfg, self.mesh)
+        self._loaded[cfg] = lm
+        while len(self._loaded) > self.keep:
+            del self._loaded[next(iter(self._loaded))]
+        return Answerer(lm, cfg.thinking)
+
+    def locate(self, path: str) -> str:
+        """The folder of a model: an embedded one (nano/policy, nano/judge), a folder, a GGUF file, or a file inside
+        an installed package (package:NAME/FILE). A GGUF file is converted once, into the cache folder.
+
+        Raises ModelError where there is no such package or file.
+        """
+        if path in EMBEDDED:
+            return str(Path(__file__).parent.parent / path)
+        if path.startswith(PACKAGE):
+            path = _package_file(path)
+        if not path.endswith(".gguf"):
+            return path
+        from looptool_jax.models.gguf import export_gguf
+
+        folder = Path(self.cache_dir) / Path(path).stem
+        if not (folder / "config.json").exists():
+            export_gguf(path, folder)
+        return str(folder)
+
+
+def _package_file(path: str) -> str:
+    name, _, file = path.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"{path}: the package {name} is not installed; install it, or name a model folder")
+    found = Path(spec.submodule_search_locations[0]) / file
+    if not found.is_file():
+        raise ModelError(f"{path}: the package {name} has no file {file}")
+    return str(found)

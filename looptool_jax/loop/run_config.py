@@ -1,0 +1,53 @@
+"""The configuration of a whole run, composed from the dataclasses of the stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from looptool_jax.evaluation.heldout import EvalConfig
+from looptool_jax.inference.lm import ModelConfig
+from looptool_jax.loop.compose import ComposeConfig
+from looptool_jax.loop.expand import ExpandConfig
+from looptool_jax.loop.judge import JudgeConfig
+from looptool_jax.loop.probe import ProbeConfig
+from looptool_jax.loop.reward import RewardConfig
+from looptool_jax.loop.synthesize import DataConfig
+from looptool_jax.loop.train import TrainConfig
+from looptool_jax.loop.warmup import SftWarmupConfig
+from looptool_jax.parallel.mesh import MeshConfig
+
+
+@dataclass
+class RunConfig:
+    """Everything `looptool run` can be told.
+
+    run_dir: where artifacts go; the same command there resumes. rounds: J. finish_loop: also probe, judge, expand
+    and compose after the last round. static: train every round on seeds only (the paper's baseline): nothing is
+    probed, judged or expanded. generator: writes new samples; null: the judge model does.
+    warmup: supervised steps before the first round (0: none).
+    """
+
+    run_dir: str = "runs/run"
+    seed: int = 0
+    rounds: int = 4
+    finish_loop: bool = False
+    static: bool = False
+    policy: ModelConfig = field(default_factory=ModelConfig)
+    judge_model: ModelConfig = field(default_factory=ModelConfig)
+    generator_model: ModelConfig | None = None
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    warmup: SftWarmupConfig = field(default_factory=SftWarmupConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    expand: ExpandConfig = field(default_factory=ExpandConfig)
+    compose: ComposeConfig = field(default_factory=ComposeConfig)
+    evaluate: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds: at least 1, found {self.rounds}")
+        if self.data.round_size < self.train.batch:
+            raise ValueError(f"data.round_size={self.data.round_size} is smaller than train.batch={self.train.batch}")

@@ -1,0 +1,307 @@
+"""The closed loop: which stages a run has, what each reads and writes, and how a killed run continues.
+
+    seed → [warmup] → eval-0 → for every round j: train → eval → probe → judge → expand → compose → D_{j+1}
+
+Every stage reads whole files and writes whole files. What is done stands in the manifest; a stage that was killed
+continues from its own progress file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from looptool_jax.data.store import join, lock_directory, read_jsonl, read_samples, write_jsonl, write_samples
+from looptool_jax.evaluation.heldout import evaluate
+from looptool_jax.evaluation.repair import expansion_validity, label_repair, remaining_noise, true_labels
+from looptool_jax.inference.answers import Answerer
+from looptool_jax.loop import compose as composition
+from looptool_jax.loop.console import Console
+from looptool_jax.loop.expand import expand
+from looptool_jax.loop.judge import ErrorSeed, judge
+from looptool_jax.loop.ledger import Ledger
+from looptool_jax.loop.manifest import Manifest
+from looptool_jax.loop.pool import ModelPool
+from looptool_jax.loop.probe import Probe, probe
+from looptool_jax.loop.run_config import RunConfig
+from looptool_jax.loop.synthesize import synthesize
+from looptool_jax.loop.train import train
+from looptool_jax.loop.warmup import sft_warmup
+from looptool_jax.toolcall import Sample
+
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the loop. Paths are relative to the run directory; outputs are files or directories."""
+
+    name: str
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    work: Callable[[], Metrics]
+
+
+class Runner:
+    """Runs the stages of one run directory in order, skipping those that are done."""
+
+    def __init__(self, cfg: RunConfig, console: Console) -> None:
+        self.cfg, self.console = cfg, console
+        self.pool = ModelPool(cfg.mesh, self.path("models"))
+        self.ledger: Ledger | None = None
+
+    def run(self) -> Manifest:
+        """Run to the end and return the manifest.
+
+        Raises DataError when another process runs in this directory, or an artifact is gone or was changed.
+        """
+        with lock_directory(self.cfg.run_dir):
+            manifest = Manifest(self.cfg.run_dir)
+            manifest.check()
+            self.ledger = Ledger(self.path("ledger.jsonl"))
+            for stage in self.stages():
+                if manifest.done(stage.name):
+                    continue
+                with self.console.stage(stage.name):
+                    metrics = stage.work()
+                manifest.commit(stage.name, stage.inputs, stage.outputs, metrics)
+                self._clean(stage)
+                self.ledger.record(stage.name, self.console.seconds, self.console.token_count)
+                self.console.say(f"{stage.name}: {self.console.seconds:.1f} s  {headline(metrics)}")
+            return manifest
+
+    def path(self, *parts: str) -> str:
+        return join(self.cfg.run_dir, *parts)
+
+    def stages(self) -> list[Stage]:
+        """The plan of the run; it depends on the configuration alone."""
+        cfg = self.cfg
+        stages = [Stage("seed", (), ("seed", data_file(1)), self._seed)]
+        if cfg.warmup.steps:
+            stages.append(Stage("warmup", ("seed/pool.jsonl",), ("warmup/policy",), self._warmup))
+        stages.append(self._eval_stage(0))
+        for round_ in range(1, cfg.rounds + 1):
+            stages.append(self._train_stage(round_))
+            stages.append(self._eval_stage(round_))
+            if round_ < cfg.rounds or cfg.finish_loop:
+                stages += [self._compose_static(round_)] if cfg.static else self._loop_stages(round_)
+        return stages
+
+    # --- the policy of a round --------------------------------------------------------------------------------------
+
+    def policy_dir(self, round_: int) -> str | None:
+        """Where the weights after round `round_` lie, relative to the run; None: the configured model itself."""
+        if round_ > 0:
+            return f"round-{round_}/train/policy"
+        return "warmup/policy" if self.cfg.warmup.steps else None
+
+    def policy(self, round_: int) -> Answerer:
+        folder = self.policy_dir(round_)
+        return self.pool.lend(self.cfg.policy, self.path(folder) if folder else None)
+
+    def _policy_input(self, round_: int) -> tuple[str, ...]:
+        folder = self.policy_dir(round_)
+        return (folder,) if folder else ()
+
+    # --- stages -----------------------------------------------------------------------------------------------------
+
+    def _seed(self) -> Metrics:
+        cfg = self.cfg
+        return synthesize(
+            cfg.data, self.policy_tokens(), cfg.train.answers.prompt_tokens, cfg.seed, self.path("seed"),
+            self.path(data_file(1)),
+        )  # fmt: skip
+
+    def policy_tokens(self) -> Answerer:
+        """The configured policy, for counting prompt tokens."""
+        return self.pool.lend(self.cfg.policy)
+
+    def _warmup(self) -> Metrics:
+        cfg = self.cfg
+        samples = list(read_samples(self.path("seed/pool.jsonl")))
+        return sft_warmup(self.pool.lend(cfg.policy), samples, cfg.warmup, cfg.seed, self.path("warmup"), self.console)
+
+    def _eval_stage(self, round_: int) -> Stage:
+        name = f"round-{round_}/eval" if round_ else "eval-0"
+
+        def work() -> Metrics:
+            samples = list(read_samples(self.path("seed/heldout.jsonl")))
+            self.console.expect(len(samples))
+            return evaluate(self.policy(round_), samples, self.cfg.evaluate, self.path(name), self.console.tokens)
+
+        inputs = ("seed/heldout.jsonl", *self._policy_input(round_))
+        return Stage(name, inputs, (f"{name}/results.jsonl",), work)
+
+    def _train_stage(self, round_: int) -> Stage:
+        cfg, folder = self.cfg, f"round-{round_}/train"
+
+        def work() -> Metrics:
+            samples = list(read_samples(self.path(data_file(round_))))
+            return train(
+                self.policy(round_ - 1), samples, cfg.train, cfg.reward, cfg.seed, round_, self.path(folder),
+                self.console,
+            )  # fmt: skip
+
+        inputs = (data_file(round_), *self._policy_input(round_ - 1))
+        return Stage(folder, inputs, (f"{folder}/steps.jsonl", f"{folder}/policy"), work)
+
+    def _loop_stages(self, round_: int) -> list[Stage]:
+        here, data = f"round-{round_}", data_file(round_)
+        judged = (f"{here}/judge/judgements.jsonl", f"{here}/judge/errors.jsonl")
+        expanded = f"{here}/expand/expanded.jsonl"
+        probes = f"{here}/probe/probes.jsonl"
+        return [
+            Stage(f"{here}/probe", (data, *self._policy_input(round_)), (probes,), lambda: self._probe(round_)),
+            Stage(
+                f"{here}/judge",
+                (data, probes),
+                (*judged, f"{here}/judge/set_aside.jsonl"),
+                lambda: self._judge(round_),
+            ),
+            Stage(
+                f"{here}/expand",
+                (judged[1],),
+                (expanded, f"{here}/expand/rejected.jsonl"),
+                lambda: self._expand(round_),
+            ),
+            Stage(
+                f"{here}/compose",
+                ("seed/pool.jsonl", data, probes, *judged, expanded),
+                (data_file(round_ + 1), f"{here}/compose/parts.jsonl"),
+                lambda: self._compose(round_),
+            ),
+            Stage(
+                f"{here}/score",
+                ("seed/pool.jsonl", "seed/truth.jsonl", data, *judged, expanded, data_file(round_ + 1)),
+                (),
+                lambda: self._score(round_),
+            ),
+        ]
+
+    def _probe(self, round_: int) -> Metrics:
+        cfg = self.cfg
+        samples = self._samples(round_)
+        return probe(
+            self.policy(round_), samples, cfg.probe, cfg.reward, self.path(f"round-{round_}/probe"), self.console
+        )
+
+    def _judge(self, round_: int) -> Metrics:
+        model = self.pool.lend(self.cfg.judge_model) if self.cfg.judge.enabled else None
+        return judge(
+            model, self._samples(round_), self._probes(round_), round_, self.cfg.judge,
+            self.path(f"round-{round_}/judge"), self.console,
+        )  # fmt: skip
+
+    def _expand(self, round_: int) -> Metrics:
+        cfg = self.cfg
+        use = cfg.expand.enabled and cfg.compose.expanded_part == "expand"
+        errors = {item.sample.id: item for item in self._errors(round_)}
+        samples = [item.sample for item in errors.values()]
+        chosen = composition.select_error_seeds(samples, cfg.data.round_size, cfg.seed, round_, cfg.compose)
+        generator = self.pool.lend(cfg.generator_model or cfg.judge_model) if use else None
+        verifier = self.pool.lend(cfg.judge_model) if use and cfg.expand.verify else None
+        return expand(
+            generator, verifier, [errors[sample.id] for sample in chosen] if use else [],
+            (self.policy_tokens(), cfg.train.answers.prompt_tokens), cfg.seed, round_, cfg.expand,
+            self.path(f"round-{round_}/expand"), self.console,
+        )  # fmt: skip
+
+    def compose_to(self, round_: int, out: str) -> Metrics:
+        """Compose D_{round_+1} from the artifacts of a round into another folder, leaving the run as it is."""
+        return _write_composition(self._composition(round_), join(out, "data.jsonl"), join(out, "parts.jsonl"))
+
+    def _compose(self, round_: int) -> Metrics:
+        parts = self.path(f"round-{round_}/compose/parts.jsonl")
+        return _write_composition(self._composition(round_), self.path(data_file(round_ + 1)), parts)
+
+    def _composition(self, round_: int) -> composition.Composition:
+        cfg, here = self.cfg, f"round-{round_}"
+        by_id = {sample.id: sample for sample in self._samples(round_)}
+        both_correct = {
+            row["id"]
+            for row in read_jsonl(self.path(here, "judge/judgements.jsonl"))
+            if row["verdict"] == "both_correct"
+        }
+        keep = both_correct if cfg.compose.both_correct == "high_ppl" else set()
+        mastered = [
+            composition.Mastered(by_id[row.id], row.perplexity)
+            for row in self._probes(round_)
+            if row.correct or row.id in keep
+        ]
+        errors = [item.sample for item in self._errors(round_)]
+        expanded = list(read_samples(self.path(here, "expand/expanded.jsonl")))
+        return composition.compose(
+            errors, expanded, mastered, self._untrained(round_), cfg.data.round_size, cfg.seed, round_, cfg.compose
+        )
+
+    def _compose_static(self, round_: int) -> Stage:
+        cfg = self.cfg
+
+        def work() -> Metrics:
+            pool = list(read_samples(self.path("seed/pool.jsonl")))
+            result = composition.compose_static(pool, self._untrained(round_), cfg.data.round_size, cfg.seed, round_)
+            return _write_composition(result, self.path(outputs[0]), self.path(outputs[1]))
+
+        outputs = (data_file(round_ + 1), f"round-{round_}/compose/parts.jsonl")
+        return Stage(f"round-{round_}/compose", ("seed/pool.jsonl", data_file(round_)), outputs, work)
+
+    def _score(self, round_: int) -> Metrics:
+        here = f"round-{round_}"
+        labels = true_labels(read_samples(self.path("seed/pool.jsonl")), self.path("seed/truth.jsonl"))
+        repaired = [item.sample for item in self._errors(round_)]
+        judgements = list(read_jsonl(self.path(here, "judge/judgements.jsonl")))
+        metrics: Metrics = {
+            "label_repair": label_repair(self._samples(round_), repaired, judgements, labels),
+            "noise_before": remaining_noise(self._samples(round_), labels),
+            "noise_after": remaining_noise(list(read_samples(self.path(data_file(round_ + 1)))), labels),
+        }
+        if self.cfg.data.source == "world":
+            expanded = list(read_samples(self.path(here, "expand/expanded.jsonl")))
+            metrics["expansion"] = expansion_validity(expanded)
+        return metrics
+
+    # --- artifacts --------------------------------------------------------------------------------------------------
+
+    def _samples(self, round_: int) -> list[Sample]:
+        return list(read_samples(self.path(data_file(round_))))
+
+    def _probes(self, round_: int) -> list[Probe]:
+        return [Probe.from_json(row) for row in read_jsonl(self.path(f"round-{round_}/probe/probes.jsonl"))]
+
+    def _errors(self, round_: int) -> list[ErrorSeed]:
+        return [ErrorSeed.from_json(row) for row in read_jsonl(self.path(f"round-{round_}/judge/errors.jsonl"))]
+
+    def _untrained(self, round_: int) -> list[Sample]:
+        """Seeds in no data set up to D_j, in the order of the pool."""
+        used = {sample.id for j in range(1, round_ + 1) for sample in self._samples(j)}
+        return [sample for sample in read_samples(self.path("seed/pool.jsonl")) if sample.id not in used]
+
+    def _clean(self, stage: Stage) -> None:
+        """A done stage needs its progress file and checkpoints no more."""
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self.path(stage.name, "progress.jsonl"))
+        shutil.rmtree(self.path(stage.name, "checkpoints"), ignore_errors=True)
+
+
+def _write_composition(result: composition.Composition, data: str, parts_file: str) -> Metrics:
+    parts = [part.to_json() for part in result.parts]
+    write_jsonl(parts_file, parts)
+    write_samples(data, result.samples)
+    return {"samples": len(result.samples), "parts": parts}
+
+
+def data_file(round_: int) -> str:
+    """D_j, relative to the run directory."""
+    return f"round-{round_}/data.jsonl"
+
+
+def headline(metrics: Metrics) -> str:
+    """The plain numbers of a stage on one line."""
+    numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+    return "  ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in numbers.items()
+    )

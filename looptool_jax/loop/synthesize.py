@@ -1,0 +1,92 @@
+"""D_seed and the held-out set of a run (paper, section 3; the procedural world stands in for its API pool)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from looptool_jax.data.importers import FORMATS, import_file, write_import
+from looptool_jax.data.store import DataError, join, read_samples, write_jsonl, write_samples
+from looptool_jax.inference.answers import Answerer
+from looptool_jax.loop.keys import random_for
+from looptool_jax.toolcall import Sample
+from looptool_jax.world import generate, inject
+
+
+@dataclass
+class DataConfig:
+    """Where D_seed comes from.
+
+    source: "world" (the procedural tool world), or a file. format: of that file; "samples" for this program's own.
+    tools: a file of tool documents, for formats that keep them apart (seal_tools).
+    pool: size of D_seed. round_size: size of every D_j. noise: share of seed labels to corrupt (the truth is kept
+    apart, for evaluation). heldout: items kept for evaluation; in the world they share no tool with the seeds.
+    """
+
+    source: str = "world"
+    format: str = "samples"
+    tools: str | None = None
+    pool: int = 28160
+    round_size: int = 18304
+    noise: float = 0.0
+    heldout: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.format not in ("samples", *FORMATS):
+            raise ValueError(f"data.format: expected samples or one of {', '.join(FORMATS)}, found {self.format!r}")
+        if not 0 <= self.noise < 1:
+            raise ValueError(f"data.noise: expected a share from 0 to below 1, found {self.noise}")
+        if self.pool < self.round_size:
+            raise ValueError(f"data.pool={self.pool} is smaller than data.round_size={self.round_size}")
+
+
+def synthesize(
+    cfg: DataConfig, policy: Answerer, prompt_limit: int, seed: int, out: str, first_round: str
+) -> dict[str, Any]:
+    """Write `out/pool.jsonl` (D_seed in the order in which rounds use it), `out/truth.jsonl` (true labels of the
+    corrupted ones; only evaluation reads it), `out/heldout.jsonl`, and D_1 to `first_round`; return the metrics.
+
+    Seeds whose prompt has more than `prompt_limit` tokens are left out and counted, never cut.
+    Raises DataError where the source holds too few samples.
+    """
+    if cfg.source == "world":
+        seeds: Sequence[Sample] = generate("train", cfg.pool, seed)
+        heldout: Sequence[Sample] = generate("heldout", cfg.heldout, seed=0)
+        read = {"read": len(seeds) + len(heldout), "rejected": 0}
+    else:
+        samples, read = _load(cfg, out)
+        random_for(seed, "heldout").shuffle(samples)
+        heldout, seeds = samples[: cfg.heldout], samples[cfg.heldout :]
+    short = [sample for sample in seeds if policy.prompt_length(sample) <= prompt_limit]
+    heldout_short = [sample for sample in heldout if policy.prompt_length(sample) <= prompt_limit]
+    pool = list(short)
+    random_for(seed, "pool").shuffle(pool)
+    pool = pool[: cfg.pool]
+    if len(pool) < cfg.round_size:
+        raise DataError(
+            f"{cfg.source}: {len(pool)} usable seeds, {cfg.round_size} are needed (data.round_size); "
+            f"{len(seeds) - len(short)} have prompts over {prompt_limit} tokens. "
+            "Lower data.round_size or data.heldout, or raise the prompt limit"
+        )
+    noisy, truth = inject(pool, cfg.noise, seed)
+    write_samples(join(out, "pool.jsonl"), noisy)
+    write_jsonl(join(out, "truth.jsonl"), [row.to_json() for row in truth])
+    write_samples(join(out, "heldout.jsonl"), heldout_short)
+    write_samples(first_round, noisy[: cfg.round_size])
+    return {
+        **read,
+        "pool": len(pool),
+        "too_long": len(seeds) - len(short) + len(heldout) - len(heldout_short),
+        "corrupted": len(truth),
+        "heldout": len(heldout_short),
+    }
+
+
+def _load(cfg: DataConfig, out: str) -> tuple[list[Sample], dict[str, int]]:
+    if cfg.format == "samples":
+        samples = list(read_samples(cfg.source))
+        return samples, {"read": len(samples), "rejected": 0}
+    result = import_file(cfg.source, cfg.format, tools=cfg.tools)
+    write_import(result, join(out, "import"))
+    return list(result.samples), {"read": result.read, "rejected": len(result.rejected)}

@@ -1,0 +1,163 @@
+"""GRPO on a round's data set (paper, sections 3.2 and 5.1): group rollouts, rewards, one update a batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from looptool_jax.data.store import DataError, Progress, join, write_jsonl
+from looptool_jax.inference.answers import Answer, AnswerConfig, Answerer
+from looptool_jax.loop.console import Console
+from looptool_jax.loop.keys import key_for, random_for
+from looptool_jax.loop.reward import RewardConfig, score
+from looptool_jax.toolcall import Sample
+from looptool_jax.training.grpo import GrpoConfig
+from looptool_jax.training.optimizer import OptimizerConfig
+
+
+@dataclass
+class TrainConfig:
+    """A round of training.
+
+    batch: prompts of one step. epochs: passes over D_j. group: answers a prompt (G). temperature: of the rollouts.
+    updates: optimiser updates on each batch of rollouts (1: on-policy, as in the paper; the batch is cut into that
+    many mini-batches). checkpoint_every: steps between checkpoints, the resolution of resuming.
+    """
+
+    batch: int = 128
+    epochs: int = 2
+    group: int = 16
+    temperature: float = 1.0
+    updates: int = 1
+    checkpoint_every: int = 10
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    answers: AnswerConfig = field(default_factory=AnswerConfig)
+
+    def __post_init__(self) -> None:
+        if self.batch % self.updates:
+            raise ValueError(f"train.updates: {self.updates} does not divide train.batch={self.batch}")
+
+
+class Batch(NamedTuple):
+    """The samples of one step."""
+
+    epoch: int
+    samples: list[Sample]
+
+
+def schedule(samples: Sequence[Sample], cfg: TrainConfig, seed: int, round_: int) -> list[Batch]:
+    """The batches of a round: every epoch in an order of its own, the rest that fills no batch left out.
+
+    Raises DataError where not even one batch can be filled.
+    """
+    if len(samples) < cfg.batch:
+        raise DataError(f"training needs at least train.batch={cfg.batch} samples, the round has {len(samples)}")
+    batches = []
+    for epoch in range(cfg.epochs):
+        order = list(samples)
+        random_for(seed, round_, "train", epoch).shuffle(order)
+        for i in range(len(order) // cfg.batch):
+            batches.append(Batch(epoch, order[i * cfg.batch : (i + 1) * cfg.batch]))
+    return batches
+
+
+def train(
+    policy: Answerer,
+    samples: Sequence[Sample],
+    cfg: TrainConfig,
+    reward: RewardConfig,
+    seed: int,
+    round_: int,
+    out: str,
+    console: Console,
+) -> dict[str, Any]:
+    """Train the policy on D_j; writes the new weights to `out/policy` (Hugging Face format) and returns the metrics.
+
+    The optimiser starts fresh. Steps are logged to `out/steps.jsonl`. Killed and called again with the same
+    arguments, it continues from the last checkpoint in `out/checkpoints` and ends with the same weights.
+    """
+    from looptool_jax.training.policy import PolicyTrainer
+
+    batches = schedule(samples, cfg, seed, round_)
+    optimizer = cfg.optimizer
+    if optimizer.schedule == "cosine" and not optimizer.total_steps:
+        optimizer = replace(optimizer, total_steps=len(batches) * cfg.updates)
+    trainer = PolicyTrainer(policy.lm, optimizer, cfg.grpo, join(out, "checkpoints"))
+    step = trainer.restore()
+    log = _StepLog(join(out, "progress.jsonl"), step)
+    console.expect(len(batches))
+    console.advance(step)
+    while step < len(batches):
+        batch = batches[step]
+        answerer = Answerer(policy.lm.with_params(trainer.params), policy.thinking)
+        keys = [key_for(seed, round_, "rollout", batch.epoch, sample.id) for sample in batch.samples]
+        groups = answerer.groups(batch.samples, cfg.group, keys, cfg.temperature, cfg.answers, console.tokens)
+        rewards = np.array(
+            [
+                [float(score(answer.text, answer.finish, sample, reward).ok) for answer in group]
+                for sample, group in zip(batch.samples, groups, strict=True)
+            ]
+        )
+        prompts = [answerer.prompt(sample) for sample in batch.samples]
+        metrics = trainer.update(prompts, groups, rewards, cfg.updates)
+        step += 1
+        log.append({"step": step, "epoch": batch.epoch, **_rollout_metrics(groups, rewards), **metrics})
+        if step % cfg.checkpoint_every == 0 or step == len(batches):
+            trainer.save(step)
+        console.advance(1, reward=float(rewards.mean()), loss=metrics["loss"])
+    write_jsonl(join(out, "steps.jsonl"), log.rows)
+    trainer.export(join(out, "policy"))
+    return summary(log.rows)
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The round's training in a few numbers; first and last are means over a quarter of the steps."""
+    quarter = max(1, len(rows) // 4)
+
+    def mean(part: Sequence[dict[str, Any]], key: str) -> float:
+        return round(sum(row[key] for row in part) / max(1, len(part)), 6)
+
+    return {
+        "steps": len(rows),
+        "reward_first": mean(rows[:quarter], "reward"),
+        "reward_last": mean(rows[-quarter:], "reward"),
+        "zero_variance": mean(rows, "zero_variance"),
+        "truncated": mean(rows, "truncated"),
+        "grad_norm": mean(rows, "grad_norm"),
+        "answer_tokens": sum(row["answer_tokens"] for row in rows),
+    }
+
+
+def _rollout_metrics(groups: Sequence[Sequence[Answer]], rewards: np.ndarray) -> dict[str, Any]:
+    answers = [answer for group in groups for answer in group]
+    return {
+        "reward": round(float(rewards.mean()), 6),
+        "zero_variance": round(float((rewards.max(1) == rewards.min(1)).mean()), 6),
+        "solved": round(float((rewards.min(1) == 1).mean()), 6),
+        "truncated": round(sum(answer.finish == "length" for answer in answers) / len(answers), 6),
+        "answer_tokens": sum(len(answer.tokens) for answer in answers),
+    }
+
+
+class _StepLog:
+    """The steps' metrics; rows after the restored checkpoint belong to steps that are done again."""
+
+    def __init__(self, path: str, step: int) -> None:
+        self._progress = Progress(path)
+        kept: dict[int, dict[str, Any]] = {}
+        for row in self._progress.rows():
+            kept = {number: old for number, old in kept.items() if number < row["step"]}
+            kept[row["step"]] = row
+        self.rows = [row for number, row in sorted(kept.items()) if number <= step]
+        if [row["step"] for row in self.rows] != list(range(1, step + 1)):
+            raise DataError(f"{path}: steps are missing before the checkpoint; delete the stage's folder to redo it")
+
+    def append(self, row: dict[str, Any]) -> None:
+        row = json.loads(json.dumps(row))
+        self._progress.append(row)
+        self.rows.append(row)

@@ -1,0 +1,155 @@
+"""The tables of a run, from its manifest and ledger; the terminal and the HTML report show the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import rich.table
+
+from looptool_jax.data.store import join
+from looptool_jax.loop.ledger import Ledger
+from looptool_jax.loop.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, column heads and rows of text, with a note below on how to read it."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    def rich(self) -> rich.table.Table:
+        table = rich.table.Table(title=self.title, caption=self.note or None, title_justify="left")
+        for index, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def run_tables(run_dir: str) -> list[Table]:
+    """All tables for which the run has figures by now. Raises DataError where the manifest cannot be read."""
+    stages = {name: entry["metrics"] for name, entry in Manifest(run_dir).stages.items()}
+    tables = [_accuracy(stages), _training(stages), _composition(stages), _judging(stages), _repair(stages)]
+    tables += [_expansion(stages), _cost(run_dir)]
+    return [table for table in tables if table.rows]
+
+
+def rounds_of(stages: dict[str, Any], stage: str) -> list[tuple[int, dict[str, Any]]]:
+    """(round, metrics) of every round that has finished `stage`."""
+    return [
+        (int(name.split("/")[0].removeprefix("round-")), metrics)
+        for name, metrics in stages.items()
+        if name.endswith(f"/{stage}")
+    ]
+
+
+def accuracies(stages: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Held-out results in order: before training, then after each round."""
+    before = [("before", stages["eval-0"])] if "eval-0" in stages else []
+    return before + [(f"round {round_}", metrics) for round_, metrics in rounds_of(stages, "eval")]
+
+
+def _accuracy(stages: dict[str, Any]) -> Table:
+    results = accuracies(stages)
+    names = sorted({name for _, metrics in results for name in metrics["by_category"]})
+    rows = [["all", *(f"{percent(m['accuracy'])} ±{100 * m['interval95']:.1f}" for _, m in results)]]
+    for name in names:
+        rows.append([name, *(percent(m["by_category"].get(name, {}).get("accuracy")) for _, m in results)])
+    items = results[0][1]["items"] if results else 0
+    return Table(
+        "Held-out accuracy", ["category", *(label for label, _ in results)], rows if results else [],
+        f"{items} items; greedy answers, strict matcher; ± is the 95 % interval",
+    )  # fmt: skip
+
+
+def _training(stages: dict[str, Any]) -> Table:
+    rows = [
+        [
+            str(round_), str(m["steps"]), f"{m['reward_first']:.3f}", f"{m['reward_last']:.3f}",
+            percent(m["zero_variance"]), percent(m["truncated"]), f"{m['answer_tokens']:,}",
+        ]
+        for round_, m in rounds_of(stages, "train")
+    ]  # fmt: skip
+    columns = ["round", "steps", "reward first", "last", "groups without signal", "truncated", "answer tokens"]
+    return Table("Training", columns, rows, "reward: mean over the first and the last quarter of the steps")
+
+
+def _composition(stages: dict[str, Any]) -> Table:
+    rows = []
+    for round_, metrics in rounds_of(stages, "compose"):
+        for part in metrics["parts"]:
+            share = part["taken"] / max(1, metrics["samples"])
+            rows.append([
+                f"D{round_ + 1} {part['part']}", str(part["available"]), str(part["wanted"]), str(part["taken"]),
+                str(part["filled"]), percent(share),
+            ])  # fmt: skip
+    columns = ["part", "at hand", "wanted", "taken", "of these as filler", "share"]
+    return Table(
+        "Data composition", columns, rows, "wanted: the configured shares; fillers stand in for what was short"
+    )
+
+
+def _judging(stages: dict[str, Any]) -> Table:
+    keys = ("mismatches", "prediction_wrong", "label_wrong", "both_correct", "both_wrong", "undecided")
+    rows = [
+        [str(round_), *(str(m[key]) for key in keys), percent(m["agreement"])]
+        for round_, m in rounds_of(stages, "judge")
+    ]
+    columns = ["round", *(key.replace("_", " ") for key in keys), "verdicts trusted"]
+    return Table(
+        "Judging (JGLV)", columns, rows, "undecided: the two orders disagree, or a reply has no verdict; set aside"
+    )
+
+
+def _repair(stages: dict[str, Any]) -> Table:
+    rows = []
+    for round_, metrics in rounds_of(stages, "score"):
+        m = metrics["label_repair"]
+        rows.append([
+            str(round_), f"{m['wrong_labels']} of {m['seeds']}", str(m["replaced"]), percent(m["precision"]),
+            percent(m["recall"]), percent(m["repaired"]), percent(m["removed"]), percent(m["harm"]),
+            f"{percent(metrics['noise_before']['share'])} → {percent(metrics['noise_after']['share'])}",
+        ])  # fmt: skip
+    columns = [
+        "round", "wrong labels", "replaced", "precision", "recall", "repaired", "removed", "harm", "noise D_j → D_j+1",
+    ]  # fmt: skip
+    note = "against the hidden truth; harm: right labels replaced by wrong ones"
+    return Table("Label repair", columns, rows if any(row[1][0] != "0" for row in rows) else [], note)
+
+
+def _expansion(stages: dict[str, Any]) -> Table:
+    scores = dict(rounds_of(stages, "score"))
+    rows = []
+    for round_, m in rounds_of(stages, "expand"):
+        valid = scores.get(round_, {}).get("expansion", {}).get("valid")
+        rejected = [str(m[f"rejected_{tier}"]) for tier in ("parse", "rules", "judge", "duplicate")]
+        rows.append([
+            str(round_), str(m["error_seeds"]), str(m["generated"]), str(m["accepted"]), percent(m["acceptance"]),
+            *rejected, percent(valid),
+        ])  # fmt: skip
+    columns = [
+        "round", "error seeds", "generated", "accepted", "rate", "unreadable", "against rules", "refused by judge",
+        "duplicates", "valid in the world",
+    ]  # fmt: skip
+    return Table("Expansion (EDDE)", columns, rows)
+
+
+def _cost(run_dir: str) -> Table:
+    costs = Ledger(join(run_dir, "ledger.jsonl")).costs()
+    rows = [
+        [stage, f"{cost.seconds:.1f}", f"{cost.tokens:,}", f"{cost.tokens / max(cost.seconds, 1e-9):,.0f}"]
+        for stage, cost in costs.items()
+    ]
+    seconds, tokens = sum(c.seconds for c in costs.values()), sum(c.tokens for c in costs.values())
+    if rows:
+        rows.append(["all", f"{seconds:.1f}", f"{tokens:,}", f"{tokens / max(seconds, 1e-9):,.0f}"])
+    return Table("Cost", ["stage", "seconds", "tokens generated", "tokens/s"], rows)
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"

@@ -1,0 +1,119 @@
+"""The policy under training: its state on the mesh, GRPO updates from rollouts, checkpoints, export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from looptool_jax.models import decoder, hf
+from looptool_jax.parallel import rules
+from looptool_jax.training import checkpoint
+from looptool_jax.training.grpo import (
+    GrpoBatch,
+    GrpoConfig,
+    group_advantages,
+    make_batch,
+    make_grpo_step,
+    make_logprob_step,
+)
+from looptool_jax.training.optimizer import OptimizerConfig, TrainState, init_state, make_optimizer, state_shardings
+
+if TYPE_CHECKING:
+    from looptool_jax.inference.lm import LanguageModel
+
+SMALLEST_BUCKET = 32
+
+
+class Rollout(Protocol):
+    """What the update needs of an answer: the ids that were generated, the end token included."""
+
+    @property
+    def tokens(self) -> Sequence[int]: ...
+
+
+class PolicyTrainer:
+    """Holds the master weights (float32) and the optimiser state of one round of GRPO.
+
+    Args:
+        lm: the policy to start from; its weights are copied.
+        checkpoints: folder of this round's checkpoints.
+    """
+
+    def __init__(self, lm: LanguageModel, optimizer: OptimizerConfig, grpo: GrpoConfig, checkpoints: str) -> None:
+        self.lm, self.grpo, self.checkpoints = lm, grpo, checkpoints
+        axes = decoder.logical_axes(lm.cfg)
+        abstract = decoder.abstract_params(lm.cfg, jnp.float32)
+        tx = make_optimizer(optimizer, axes)
+        placed = rules.param_shardings(lm.mesh, axes, abstract, rules.TRAINING)
+        self.shardings = state_shardings(tx, abstract, placed, lm.mesh)
+        master = jax.tree.map(lambda x: x.astype(jnp.float32), lm.params)
+        self.state: TrainState = init_state(tx, master, self.shardings)
+        self._step = make_grpo_step(lm.cfg, grpo, tx, lm.mesh, self.shardings)
+        self._logprobs = make_logprob_step(lm.cfg, grpo, lm.mesh, self.shardings.params)
+
+    @property
+    def params(self) -> decoder.Params:
+        """The present weights in the policy's own dtype. The next update consumes them."""
+        dtype = self.lm.params["embedding"].dtype
+        return jax.tree.map(lambda x: x.astype(dtype), self.state.params)
+
+    def update(
+        self,
+        prompts: Sequence[Sequence[int]],
+        groups: Sequence[Sequence[Rollout]],
+        rewards: Float[np.ndarray, "n group"],
+        updates: int = 1,
+    ) -> dict[str, float]:
+        """One batch of rollouts, in `updates` optimiser steps; returns their mean metrics.
+
+        With more than one, the ratio is taken against the policy that made the rollouts.
+        """
+        advantages = group_advantages(rewards).values
+        answers = [[answer.tokens for answer in group] for group in groups]
+        batch = make_batch(
+            prompts, answers, advantages, rows=len(prompts),
+            prompt_len=_bucket(max(len(prompt) for prompt in prompts)),
+            answer_len=_bucket(max(len(answer) for group in answers for answer in group)),
+            pad_id=self.lm.tokenizer.pad_id,
+        )  # fmt: skip
+        if updates > 1:
+            batch = batch._replace(old_logprobs=np.asarray(self._logprobs(self.state.params, batch)))
+        size = len(prompts) // updates
+        totals: dict[str, float] = {}
+        for i in range(updates):
+            part = jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], batch)
+            self.state, metrics = self._step(self.state, GrpoBatch(*part))
+            for name, value in jax.device_get(metrics).items():
+                totals[name] = totals.get(name, 0.0) + float(value) / updates
+        return {name: round(value, 8) for name, value in totals.items()}
+
+    def save(self, step: int) -> None:
+        """Checkpoint after `step` batches; earlier ones are removed."""
+        checkpoint.save(checkpoint.step_path(self.checkpoints, step), self.state, {"step": step}, keep=1)
+
+    def restore(self) -> int:
+        """Load the newest checkpoint and return its step; 0 where there is none. Raises CheckpointError."""
+        path = checkpoint.latest(self.checkpoints)
+        if path is None:
+            return 0
+        abstract = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), self.state, self.shardings
+        )
+        restored = checkpoint.restore(path, abstract)
+        self.state = restored.state
+        step: Any = restored.extra["step"]
+        return int(step)
+
+    def export(self, folder: str) -> None:
+        """Write the weights in Hugging Face's layout, with the tokenizer and chat template of the starting policy."""
+        hf.save_pretrained(self.params, self.lm.cfg, folder, self.lm.folder)
+
+
+def _bucket(length: int) -> int:
+    """The next power of two, so that few shapes are compiled."""
+    return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
