@@ -19,24 +19,28 @@ if TYPE_CHECKING:
     from looptool_jax.inference.engine import DecoderEngine
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelConfig:
     """path: a local folder in Hugging Face's layout (weights, config.json, tokenizer.json).
-    format: its chat format, "qwen3" or "smollm2". dtype: of the weights in memory, "float32" or "bfloat16"."""
+    format: its chat format, "qwen3" or "smollm2". dtype: of the weights in memory, "float32" or "bfloat16".
+    thinking: whether the model may think before it answers (Qwen3)."""
 
-    path: str
+    path: str = "nano/policy"
     format: str = "qwen3"
     dtype: str = "float32"
+    thinking: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """`params` may be sharded in any way; engines place them as decoding wants them."""
+    """`params` may be sharded in any way; engines place them as decoding wants them. folder: where it was read from
+    (empty: made in memory); its tokenizer files travel with an export."""
 
     cfg: DecoderConfig
     params: Params
     tokenizer: ChatTokenizer
     mesh: Mesh
+    folder: str = ""
 
     def __post_init__(self) -> None:
         if self.tokenizer.vocab_size > self.cfg.vocab_size:
@@ -81,7 +85,8 @@ def load_language_model(cfg: ModelConfig, mesh: Mesh) -> LanguageModel:
     tokenizer = ChatTokenizer.from_pretrained(cfg.path, cfg.format)
     axes, shapes = decoder.logical_axes(model), decoder.abstract_params(model)
     shardings = rules.param_shardings(mesh, axes, shapes, rules.DECODING)
-    return LanguageModel(model, hf.load_params(cfg.path, model, jnp.dtype(cfg.dtype), shardings), tokenizer, mesh)
+    params = hf.load_params(cfg.path, model, jnp.dtype(cfg.dtype), shardings)
+    return LanguageModel(model, params, tokenizer, mesh, cfg.path)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ replaces the label, or the label stays, or the sample goes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from looptool_jax.data.store import join, write_jsonl
@@ -141,7 +141,7 @@ def error_seed(sample: Sample, judgement: Judgement, round_: int) -> ErrorSeed |
         return ErrorSeed(moved, response_text(judgement.answer), judgement.analysis)
     target = target_of(judgement.answer)
     assert target is not None, "a label is only replaced by an answer that parses"
-    repaired = Sample(**{**vars(moved), "target": target})
+    repaired = replace(moved, target=target)
     return ErrorSeed(repaired, response_text(sample.target), judgement.analysis)
 
 

@@ -13,7 +13,7 @@ from looptool_jax.loop.probe import ProbeConfig
 from looptool_jax.loop.reward import RewardConfig
 from looptool_jax.loop.synthesize import DataConfig
 from looptool_jax.loop.train import TrainConfig
-from looptool_jax.loop.warmup import SftWarmupConfig
+from looptool_jax.loop.warmup import WarmupConfig
 from looptool_jax.parallel.mesh import MeshConfig
 
 
@@ -24,7 +24,7 @@ class RunConfig:
     run_dir: where artifacts go; the same command there resumes. rounds: J. finish_loop: also probe, judge, expand
     and compose after the last round. static: train every round on seeds only (the paper's baseline): nothing is
     probed, judged or expanded. generator: writes new samples; null: the judge model does.
-    warmup: supervised steps before the first round (0: none).
+    warmup: supervised training on D_seed's targets before round 1; null: none.
     """
 
     run_dir: str = "runs/run"
@@ -37,7 +37,7 @@ class RunConfig:
     generator_model: ModelConfig | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    warmup: SftWarmupConfig = field(default_factory=SftWarmupConfig)
+    warmup: WarmupConfig | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)

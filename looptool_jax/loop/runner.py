@@ -31,6 +31,7 @@ from looptool_jax.loop.run_config import RunConfig
 from looptool_jax.loop.synthesize import synthesize
 from looptool_jax.loop.train import train
 from looptool_jax.loop.warmup import sft_warmup
+from looptool_jax.models.hf import save_pretrained
 from looptool_jax.toolcall import Sample
 
 Metrics = dict[str, Any]
@@ -81,7 +82,7 @@ class Runner:
         """The plan of the run; it depends on the configuration alone."""
         cfg = self.cfg
         stages = [Stage("seed", (), ("seed", data_file(1)), self._seed)]
-        if cfg.warmup.steps:
+        if cfg.warmup:
             stages.append(Stage("warmup", ("seed/pool.jsonl",), ("warmup/policy",), self._warmup))
         stages.append(self._eval_stage(0))
         for round_ in range(1, cfg.rounds + 1):
@@ -97,7 +98,7 @@ class Runner:
         """Where the weights after round `round_` lie, relative to the run; None: the configured model itself."""
         if round_ > 0:
             return f"round-{round_}/train/policy"
-        return "warmup/policy" if self.cfg.warmup.steps else None
+        return "warmup/policy" if self.cfg.warmup else None
 
     def policy(self, round_: int) -> Answerer:
         folder = self.policy_dir(round_)
@@ -122,8 +123,21 @@ class Runner:
 
     def _warmup(self) -> Metrics:
         cfg = self.cfg
+        assert cfg.warmup is not None
         samples = list(read_samples(self.path("seed/pool.jsonl")))
-        return sft_warmup(self.pool.lend(cfg.policy), samples, cfg.warmup, cfg.seed, self.path("warmup"), self.console)
+        policy = self.pool.lend(cfg.policy)
+        losses: list[float] = []
+
+        def log(row: Metrics) -> None:
+            if "loss" in row:
+                losses.append(row["loss"])
+                self.console.advance(1, loss=row["loss"])
+            else:
+                self.console.expect(row["steps"])
+
+        trained = sft_warmup(policy.lm, samples, cfg.warmup, log, policy.thinking)
+        save_pretrained(trained.params, trained.cfg, self.path("warmup/policy"), trained.folder)
+        return {"steps": len(losses), "loss_first": round(losses[0], 6), "loss_last": round(losses[-1], 6)}
 
     def _eval_stage(self, round_: int) -> Stage:
         name = f"round-{round_}/eval" if round_ else "eval-0"
