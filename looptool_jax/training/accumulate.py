@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from looptool_jax.parallel.mesh import ShardingError
+from looptool_jax.parallel.rules import BATCH
+
 Metrics = dict[str, jax.Array]
 
 
@@ -17,32 +20,34 @@ def accumulated_gradients(
     params: Any,
     batch: Any,
     micro_batches: int,
-    mesh: Mesh,
+    shardings: Any,
 ) -> tuple[Any, jax.Array, Metrics]:
     """Gradients, loss and metrics, each summed over `micro_batches` parts of the batch's leading axis.
 
     `loss(params, part)` must be a sum over its rows, already divided by a number of the *whole* batch (tokens,
     say): a mean per part would weigh the tokens of a short part more than those of a long one.
+    `shardings`: of the parameters, and so of the gradients of every part and of their sum.
     """
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+    def value_and_grad(params, part):
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, part)
+        return jax.lax.with_sharding_constraint(grads, shardings), value, metrics
+
     if micro_batches == 1:
-        (value, metrics), grads = value_and_grad(params, batch)
-        return grads, value, metrics
+        return value_and_grad(params, batch)
 
     def add(total, part):
-        (value, metrics), grads = value_and_grad(params, part)
-        return jax.tree.map(jnp.add, total, (grads, value, metrics)), None
+        return jax.tree.map(jnp.add, total, value_and_grad(params, part)), None
 
-    parts = split_rows(batch, micro_batches, mesh)
+    parts = split_rows(batch, micro_batches, jax.tree.leaves(shardings)[0].mesh)
     first = jax.tree.map(lambda x: x[0], parts)
-    (value, metrics), grads = jax.eval_shape(value_and_grad, params, first)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, value, metrics))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, params, first))
     return jax.lax.scan(add, zeros, parts)[0]
 
 
 def split_rows(batch: Any, parts: int, mesh: Mesh) -> Any:
     """[rows, ...] -> [parts, rows / parts, ...]. Row i goes to part i % parts: every device keeps its own rows."""
-    sharding = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
+    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH))
 
     def split(x):
         x = jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
@@ -57,10 +62,10 @@ def merge_rows(x: jax.Array) -> jax.Array:
 
 
 def check_rows(what: str, rows: int, micro_batches: int, mesh: Mesh) -> None:
-    """Raises ValueError where `rows` cannot be cut into equal parts that each fill the mesh's batch axes."""
+    """Raises ShardingError where `rows` cannot be cut into equal parts that each fill the mesh's batch axes."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % (micro_batches * shards):
-        raise ValueError(
+        raise ShardingError(
             f"{rows} {what} do not divide into {micro_batches} micro-batches over {shards} batch shards "
             f"(mesh data x fsdp): use a multiple of {micro_batches * shards}"
         )

@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig
+from looptool_jax.parallel.rules import batch_sharding, replicated
 from looptool_jax.training.accumulate import Metrics, accumulated_gradients, check_rows, merge_rows, split_rows
 from looptool_jax.training.logprobs import token_logprobs
 from looptool_jax.training.optimizer import TrainState, apply_gradients
@@ -138,12 +139,11 @@ def make_grpo_step(
     dual_clip_fraction, kl (k3, to the old policy), entropy (mean of -log p over the answer tokens: an estimate),
     tokens (of answers), prompt_tokens. Ratio and clip fractions are means over tokens, or over answers where
     `ratio` is "sequence".
-    Raises ValueError where the prompts do not divide into micro-batches over the mesh.
+    Raises ShardingError where the prompts do not divide into micro-batches over the mesh.
     """
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    replicated = NamedSharding(mesh, PartitionSpec())
+    rows = batch_sharding(mesh, 1)
 
-    @partial(jax.jit, in_shardings=(shardings, rows), out_shardings=(shardings, replicated), donate_argnums=0)
+    @partial(jax.jit, in_shardings=(shardings, rows), out_shardings=(shardings, replicated(mesh)), donate_argnums=0)
     def step(state, batch):
         totals = Totals.of(batch)
 
@@ -151,7 +151,7 @@ def make_grpo_step(
             logprobs = answer_logprobs(params, cfg, grpo, part)
             return policy_loss(grpo, logprobs, part, totals)
 
-        grads, value, metrics = accumulated_gradients(loss, state.params, batch, grpo.micro_batches, mesh)
+        grads, value, metrics = accumulated_gradients(loss, state.params, batch, grpo.micro_batches, shardings.params)
         state, norm = apply_gradients(optimizer, state, grads)
         metrics["prompt_tokens"] = batch.prompt_lengths.sum().astype(jnp.float32)
         return state, {"loss": value, "grad_norm": norm, "tokens": totals.tokens, **metrics}
@@ -167,7 +167,7 @@ def make_logprob_step(
     cfg: DecoderConfig, grpo: GrpoConfig, mesh: Mesh, param_shardings: decoder.Params
 ) -> Callable[[decoder.Params, GrpoBatch], Float[Array, "n group time"]]:
     """The compiled `old_logprobs = step(params, batch)`: needed where one batch of rollouts feeds several updates."""
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    rows = batch_sharding(mesh, 1)
 
     @partial(jax.jit, in_shardings=(param_shardings, rows), out_shardings=rows)
     def step(params, batch):

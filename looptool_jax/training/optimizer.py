@@ -8,8 +8,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from optax.contrib import MuonDimensionNumbers, muon
+
+from looptool_jax.parallel.rules import replicated
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: 
     """
 
     def build(params):
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+        return TrainState(jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32))
 
     return jax.jit(build, out_shardings=shardings)(jax.device_put(params, shardings.params))
 
@@ -108,7 +110,6 @@ def state_shardings(
     optimizer: optax.GradientTransformation, abstract_params: Any, param_shardings: Any, mesh: Mesh
 ) -> TrainState:
     """Shardings of a TrainState: every moment lies like the parameter it belongs to, the rest is replicated."""
-    replicated = NamedSharding(mesh, PartitionSpec())
     params = {
         path: (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
@@ -121,10 +122,17 @@ def state_shardings(
             shape, sharding = params.get(path[start:], (None, None))
             if shape == leaf.shape:
                 return sharding
-        return replicated
+        return replicated(mesh)
 
     opt_state = jax.tree.map_with_path(place, jax.eval_shape(optimizer.init, abstract_params))
-    return TrainState(param_shardings, opt_state, replicated)
+    return TrainState(param_shardings, opt_state, replicated(mesh))
+
+
+def abstract_state(optimizer: optax.GradientTransformation, abstract_params: Any, shardings: TrainState) -> TrainState:
+    """A TrainState of `jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored into."""
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(abstract_params, jax.eval_shape(optimizer.init, abstract_params), step)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
 
 def apply_gradients(

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig
+from looptool_jax.parallel.rules import batch_sharding, replicated
 from looptool_jax.training.accumulate import Metrics, accumulated_gradients, check_rows
 from looptool_jax.training.logprobs import token_logprobs
 from looptool_jax.training.optimizer import TrainState, apply_gradients
@@ -98,12 +99,11 @@ def make_sft_step(
 
     Loss: weighted mean of -log p over the weighted tokens of the whole batch, whatever the micro-batches.
     Metrics (float32 scalars): loss, grad_norm before clipping, tokens (those with a weight).
-    Raises ValueError where the rows do not divide into micro-batches over the mesh.
+    Raises ShardingError where the rows do not divide into micro-batches over the mesh.
     """
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    replicated = NamedSharding(mesh, PartitionSpec())
+    rows = batch_sharding(mesh, 1)
 
-    @partial(jax.jit, in_shardings=(shardings, rows), out_shardings=(shardings, replicated), donate_argnums=0)
+    @partial(jax.jit, in_shardings=(shardings, rows), out_shardings=(shardings, replicated(mesh)), donate_argnums=0)
     def step(state, batch):
         total = jnp.maximum(_target_weights(batch).sum(), 1e-8)
 
@@ -111,7 +111,7 @@ def make_sft_step(
             value = sft_loss(params, cfg, sft, part) / total
             return value, {"tokens": (_target_weights(part) > 0).sum(dtype=jnp.float32)}
 
-        grads, value, metrics = accumulated_gradients(loss, state.params, batch, sft.micro_batches, mesh)
+        grads, value, metrics = accumulated_gradients(loss, state.params, batch, sft.micro_batches, shardings.params)
         state, norm = apply_gradients(optimizer, state, grads)
         return state, {"loss": value, "grad_norm": norm, **metrics}
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig
-from looptool_jax.training.grpo import GrpoBatch, GrpoConfig, group_advantages, make_grpo_step, make_logprob_step
+from looptool_jax.training.grpo import GrpoBatch, GrpoConfig, group_advantages, make_grpo_step
 from looptool_jax.training.optimizer import init_state, state_shardings
 
 CFG = DecoderConfig("qwen3", 61, 32, 48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)

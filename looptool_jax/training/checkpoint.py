@@ -1,0 +1,147 @@
+"""Checkpoints: one Orbax folder with the arrays and a sealed JSON beside them, committed as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+_STEP_NAME = re.compile(r"step_\d{8}")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, unfinished, damaged or of another model; the message says where and what to do."""
+
+
+class Restored(NamedTuple):
+    state: Any  # like the abstract state it was restored into
+    extra: dict[str, Any]  # what `save` was given
+    hash: str  # `logical_hash` of the state
+
+
+def save(path: epath.PathLike, state: Any, extra: dict[str, Any], keep: int | None = None) -> str:
+    """Writes any tree of arrays (a TrainState; parameters alone) and returns its `logical_hash`.
+
+    Returns after the commit: the folder appears under its name only when complete. A folder that is already there
+    is replaced. Every process must call it, with the same `extra`.
+
+    Args:
+        path: local folder or object-store URL.
+        extra: JSON data that continues the run: data cursor, random keys, round.
+        keep: of the `step_path` folders beside `path`, leave only the newest this many, and none unfinished.
+    """
+    path = _absolute(path)
+    digest = logical_hash(state)
+    record = {"hash": digest, "arrays": _describe(state), "extra": json.loads(json.dumps(extra))}
+    record["seal"] = _seal(record)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        arrays = ocp.args.StandardSave(state)
+        checkpointer.save(path, ocp.args.Composite(state=arrays, record=ocp.args.JsonSave(record)), force=True)
+    if keep is not None and jax.process_index() == 0:
+        kept = _steps(path.parent)[-keep:]
+        for folder in path.parent.glob("step_*"):
+            if folder not in kept:
+                folder.rmtree()
+    return digest
+
+
+def restore(path: epath.PathLike, abstract_state: Any) -> Restored:
+    """Reads what `save` wrote into the shapes, dtypes and shardings of `abstract_state` and checks every byte.
+
+    The mesh may differ from the one that saved. Raises CheckpointError where the folder is missing, unfinished or
+    damaged, or holds other arrays than asked for; there is no falling back to another checkpoint.
+    """
+    path = _absolute(path)
+    remedy = "restore another checkpoint (`latest` names the newest complete one) or start the stage again"
+    if not path.is_dir():
+        raise CheckpointError(f"no checkpoint at {path}: {remedy}")
+    if not ocp.path.step.is_path_finalized(path):
+        raise CheckpointError(f"the checkpoint at {path} was never finished: delete it, and {remedy}")
+    try:
+        record = _read(path, record=ocp.args.JsonRestore()).record
+        seal = record.pop("seal")
+    except Exception as error:
+        raise CheckpointError(f"the checkpoint at {path} is damaged (its record is unreadable): {remedy}") from error
+    if seal != _seal(record):
+        raise CheckpointError(f"the checkpoint at {path} is damaged (its record was altered): {remedy}")
+    _check_same_arrays(path, record["arrays"], _describe(abstract_state))
+    try:
+        state = _read(path, state=ocp.args.StandardRestore(abstract_state)).state
+    except Exception as error:
+        raise CheckpointError(f"the checkpoint at {path} is damaged (an array is unreadable): {remedy}") from error
+    if logical_hash(state) != record["hash"]:
+        raise CheckpointError(f"the checkpoint at {path} is damaged (an array was altered): {remedy}")
+    return Restored(state, record["extra"], record["hash"])
+
+
+def step_path(root: epath.PathLike, step: int) -> epath.Path:
+    """The folder of the checkpoint after `step` updates: root/step_00000012."""
+    return _absolute(root) / f"step_{step:08d}"
+
+
+def latest(root: epath.PathLike) -> epath.Path | None:
+    """The newest complete `step_path` folder in `root`; None where there is none."""
+    steps = _steps(_absolute(root))
+    return steps[-1] if steps else None
+
+
+def logical_hash(tree: Any) -> str:
+    """SHA-256 (hex) over (key, shape, dtype, bytes) of all leaves in the order of their keys.
+
+    Independent of sharding, mesh and file layout. Reads one leaf at a time to the host; every process must call it.
+    """
+    digest = hashlib.sha256()
+    for key, leaf in sorted(_keyed(tree), key=lambda item: item[0]):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{key}\0{array.shape}\0{array.dtype}\0".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _keyed(tree: Any) -> list[tuple[str, Any]]:
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in jax.tree.leaves_with_path(tree)
+    ]
+
+
+def _describe(tree: Any) -> dict[str, str]:
+    return {key: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for key, leaf in _keyed(tree)}
+
+
+def _seal(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _check_same_arrays(path: epath.Path, stored: dict[str, str], wanted: dict[str, str]) -> None:
+    for key in sorted(stored.keys() | wanted.keys()):
+        if stored.get(key) != wanted.get(key):
+            raise CheckpointError(
+                f"the checkpoint at {path} is of another model or optimiser: array {key} is "
+                f"{stored.get(key, 'absent')} there and {wanted.get(key, 'absent')} here; use the configuration it "
+                "was saved with"
+            )
+
+
+def _read(path: epath.Path, **args: Any) -> Any:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path, ocp.args.Composite(**args))
+
+
+def _steps(root: epath.Path) -> list[epath.Path]:
+    """Complete step folders, oldest first."""
+    folders = [child for child in root.iterdir() if _STEP_NAME.fullmatch(child.name)] if root.is_dir() else []
+    return sorted(folder for folder in folders if ocp.path.step.is_path_finalized(folder))
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+    path = epath.Path(path)
+    return path if "://" in str(path) else path.absolute()

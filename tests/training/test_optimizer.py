@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from looptool_jax.models import decoder
+from looptool_jax.models.config import DecoderConfig
+from looptool_jax.parallel.mesh import MeshConfig, make_mesh
+from looptool_jax.parallel.rules import param_shardings
+from looptool_jax.training.optimizer import (
+    OptimizerConfig,
+    abstract_state,
+    apply_gradients,
+    init_state,
+    learning_rate,
+    make_optimizer,
+    state_shardings,
+)
+
+CFG = DecoderConfig("qwen3", 64, 16, 32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4)
+AXES = decoder.logical_axes(CFG)
+
+
+def state_on(mesh, optimizer, params):
+    shardings = state_shardings(optimizer, params, param_shardings(mesh, AXES, params), mesh)
+    return init_state(optimizer, params, shardings), shardings
+
+
+def test_adamw_equals_torch_at_a_large_learning_rate():
+    """Ten steps with gradients around the clip norm, so that the clip is active in some and not in others."""
+    cfg = OptimizerConfig(learning_rate=0.3, weight_decay=0.1)
+    params = decoder.init_params(CFG, jax.random.key(0))
+    optimizer = make_optimizer(cfg, AXES)
+    state, _ = state_on(make_mesh(MeshConfig(), jax.devices()[:1]), optimizer, params)
+    leaves, structure = jax.tree.flatten(params)
+    reference = [torch.tensor(np.asarray(x), dtype=torch.float64, requires_grad=True) for x in leaves]
+    torch_adamw = torch.optim.AdamW(reference, lr=0.3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+    update = jax.jit(lambda state, grads: apply_gradients(optimizer, state, grads))
+
+    rng = np.random.default_rng(0)
+    norms = []
+    for _ in range(10):
+        grads = [rng.normal(scale=10 ** rng.uniform(-3, -1), size=x.shape).astype(np.float32) for x in leaves]
+        for leaf, grad in zip(reference, grads, strict=True):
+            leaf.grad = torch.tensor(grad, dtype=torch.float64)
+        norms.append(torch.nn.utils.clip_grad_norm_(reference, 1.0).item())
+        torch_adamw.step()
+        state, norm = update(state, jax.tree.unflatten(structure, grads))
+        assert float(norm) == pytest.approx(norms[-1], rel=1e-5)
+    assert min(norms) < 1 < max(norms)
+    assert int(state.step) == 10
+    for found, expected in zip(jax.tree.leaves(state.params), reference, strict=True):
+        np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_lie_like_their_parameters(name):
+    optimizer = make_optimizer(OptimizerConfig(name), AXES)
+    params = decoder.init_params(CFG, jax.random.key(0))
+    state, shardings = state_on(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), optimizer, params)
+    by_shape = {x.shape: x.sharding for x in jax.tree.leaves(state.params)}
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape in by_shape]
+    assert len(moments) >= len(by_shape)
+    assert all(x.sharding == by_shape[x.shape] for x in moments)
+    assert any(not x.sharding.is_fully_replicated for x in moments)
+    wanted = abstract_state(optimizer, params, shardings)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding),
+                                     state, wanted))  # fmt: skip
+
+
+def test_a_donated_state_leaves_the_given_parameters_alone():
+    optimizer = make_optimizer(OptimizerConfig(), AXES)
+    params = decoder.init_params(CFG, jax.random.key(0))
+    state, _ = state_on(make_mesh(MeshConfig(), jax.devices()[:1]), optimizer, params)
+    jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
+    assert jax.tree.leaves(state)[0].is_deleted()
+    assert not any(x.is_deleted() for x in jax.tree.leaves(params))
+
+
+def test_muon_orthogonalises_each_layer_s_matrix():
+    """Gradients with singular values from 1 to 10 become updates whose singular values are all near one."""
+    optimizer = make_optimizer(OptimizerConfig("muon", learning_rate=1.0, weight_decay=0.0, clip_norm=1e9), AXES)
+    params = decoder.init_params(CFG, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+    matrices = {"q": (16, 16), "k": (16, 8), "o": (16, 16), "gate": (16, 32), "down": (32, 16)}
+    for name, shape in matrices.items():
+        grad = grads["layers"][name]
+        for layer in range(CFG.num_layers):
+            u, values, v = np.linalg.svd(grad[layer].reshape(shape), full_matrices=False)
+            grad[layer] = ((u * np.linspace(10, 1, len(values))) @ v).reshape(grad[layer].shape)
+    updates = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p)[0])(grads, params)
+    for name, shape in matrices.items():
+        for layer in range(CFG.num_layers):
+            update = np.asarray(updates["layers"][name][layer]).reshape(shape)
+            singular = np.linalg.svd(update, compute_uv=False) / (0.2 * max(shape) ** 0.5)
+            assert singular.min() > 0.6 and singular.max() < 1.3, name
+    # Embeddings and norms get Adam's first step: the learning rate in every element.
+    np.testing.assert_allclose(np.abs(updates["embedding"]), 1.0, rtol=1e-3)
+    np.testing.assert_allclose(np.abs(updates["layers"]["mlp_norm"]), 1.0, rtol=1e-3)
+
+
+def test_schedules():
+    constant = learning_rate(OptimizerConfig(learning_rate=0.5))
+    warm = learning_rate(OptimizerConfig(learning_rate=0.5, warmup_steps=10))
+    cosine = learning_rate(OptimizerConfig(learning_rate=0.5, schedule="cosine", warmup_steps=10, total_steps=30))
+    assert [float(constant(i)) for i in (0, 99)] == [0.5, 0.5]
+    np.testing.assert_allclose([float(warm(i)) for i in (0, 5, 10, 99)], [0, 0.25, 0.5, 0.5])
+    np.testing.assert_allclose(
+        [float(cosine(i)) for i in (0, 5, 10, 20, 30, 99)], [0, 0.25, 0.5, 0.25, 0, 0], atol=1e-7
+    )
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"name": "sgd"}, "optimizer.name is 'sgd'"),
+        ({"schedule": "linear"}, "optimizer.schedule is 'linear'"),
+        ({"schedule": "cosine", "warmup_steps": 5, "total_steps": 5}, "needs more steps than its 5 warm-up steps"),
+    ],
+)
+def test_bad_configurations(options, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**options)
