@@ -155,8 +155,8 @@ def to_json(value: Any) -> str:
     """JSON as chat templates write it: one line, ", " and ": ", keys in order, no ASCII escapes."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        raise ChatError("a tool or call holds NaN or an infinite number, which JSON cannot write") from None
+    except (TypeError, ValueError) as error:
+        raise ChatError(f"a tool or a call holds a value that JSON cannot write: {error}") from None
 
 
 def _is_query(turn: Message) -> bool:
@@ -197,7 +197,12 @@ class ChatTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, format: str) -> None:
-        """Raises ChatError if the tokenizer lacks the format's control tokens or cannot spell one as text."""
+        """Takes the tokenizer over: truncation and padding, if it has any, are switched off.
+
+        Raises ChatError if it lacks the format's control tokens, or cannot spell one as text.
+        """
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.format = get_format(format)
         self._added = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}

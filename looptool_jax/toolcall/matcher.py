@@ -14,7 +14,7 @@ from looptool_jax.toolcall.chat import get_format
 from looptool_jax.toolcall.paper_reward import released_reward
 from looptool_jax.toolcall.parser import Parsed, ParseFailure, parse
 from looptool_jax.toolcall.records import Call, Target, Tool
-from looptool_jax.toolcall.schema import declared_types, find_tool, item_schema
+from looptool_jax.toolcall.schema import declared_types, find_tool, item_schema, property_schema
 
 MatchMode = Literal["strict", "paper"]
 
@@ -33,8 +33,8 @@ def match(
     """Compare an answer with its target.
 
     strict: the answer must be readable (parser.parse). A target with calls wants the same calls in any order, or
-    those of one of its alternatives: equal names, equal arguments (`equal_arguments`). A text target wants non-empty
-    text without calls; a clarifying one must name every missing parameter.
+    those of one of its alternatives: equal names, equal arguments (`equal_arguments`). A text target wants text
+    (at least a letter or digit) without calls; a clarifying one must name every missing parameter.
     paper: the released reward with all its holes, on the raw text; tools, alternatives and intent play no part.
 
     Raises ValueError for an unknown mode, or for a parsed answer in mode "paper".
@@ -56,7 +56,7 @@ def match(
 def _text_differs(parsed: Parsed, target: Target) -> str:
     if parsed.calls:
         return f"a call of {parsed.calls[0].name} where text was wanted"
-    if not parsed.text:
+    if not re.search(r"\w", parsed.text):
         return "no text"
     if target.intent == "clarify":
         unnamed = [name for name in target.missing if not names_parameter(parsed.text, name)]
@@ -157,9 +157,9 @@ def equal_values(a: Any, b: Any, schema: dict[str, Any]) -> bool:
 
 
 def _equal_objects(a: dict[str, Any], b: dict[str, Any], schema: dict[str, Any]) -> bool:
-    properties, required = schema.get("properties", {}), schema.get("required", ())
+    required = schema.get("required", ())
     for key in a.keys() | b.keys():
-        prop = properties.get(key, {})
+        prop = property_schema(schema, key)
         if key in a and key in b:
             if not equal_values(a[key], b[key], prop):
                 return False

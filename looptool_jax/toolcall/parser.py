@@ -128,8 +128,8 @@ def _read_calls(text: str, start: int) -> tuple[Call, ...]:
 def _read_block(text: str, start: int) -> tuple[Call, int]:
     """One block from its opening tag on: the call and the offset behind the closing tag."""
     body = _skip_space(text, start + len(CALL_OPEN))
-    if body == len(text):
-        raise _Broken(FailureKind.UNCLOSED_CALL, "the call block ends before its JSON begins", start)
+    if text.find(CALL_CLOSE, body) < 0:
+        raise _Broken(FailureKind.UNCLOSED_CALL, f"{CALL_CLOSE} is missing", start)
     value, end = _read_json(text, body)
     call = _as_call(value, body)
     close = _skip_space(text, end)
@@ -144,7 +144,7 @@ def _as_call(value: Any, offset: int) -> Call:
     if not isinstance(value, dict):
         raise _Broken(FailureKind.NOT_A_CALL, f"expected an object, found {_json_type(value)}", offset)
     if set(value) != {"name", "arguments"}:
-        keys = ", ".join(repr(key) for key in value) or "none"
+        keys = ", ".join(repr(key[:40]) for key in list(value)[:8]) or "none"
         raise _Broken(FailureKind.NOT_A_CALL, f"expected the keys 'name' and 'arguments', found {keys}", offset)
     if not isinstance(value["name"], str) or not value["name"]:
         raise _Broken(FailureKind.NOT_A_CALL, "'name' must be a non-empty string", offset)
@@ -197,11 +197,11 @@ def _check_string(value: str, offset: int) -> None:
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise _Broken(FailureKind.DUPLICATE_KEY, f"the key {twice!r} occurs twice in one object")
+    out: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in out:
+            raise _Broken(FailureKind.DUPLICATE_KEY, f"the key {key[:40]!r} occurs twice in one object")
+        out[key] = value
     return out
 
 

@@ -57,7 +57,10 @@ def normalise_tool(raw: Any) -> Tool:
     description = _one_of(raw, "description", name)
     if description is not None and not isinstance(description, str):
         raise SchemaError(f"{name}: the description must be a string, found {type(description).__name__}")
-    parameters = _parameters(_one_of(raw, "parameters", name), raw.get("required"), name)
+    try:
+        parameters = _parameters(_one_of(raw, "parameters", name), raw.get("required"), name)
+    except RecursionError:
+        raise SchemaError(f"{name}: the parameters are nested too deeply") from None
     return Tool(name, description or "", parameters)
 
 
@@ -85,21 +88,20 @@ def check_call(call: Call, tools: Sequence[Tool]) -> list[str]:
     tool = find_tool(call.name, tools)
     if tool is None:
         return [f"unknown tool {call.name!r}"]
-    undeclared = [f"undeclared argument {key!r}" for key in call.arguments if key not in tool.properties]
-    return undeclared + _check_object(call.arguments, tool.parameters, "")
+    return _check_object(call.arguments, tool.parameters, "")
 
 
 def _check_object(value: dict[str, Any], schema: dict[str, Any], path: str) -> list[str]:
-    properties = schema.get("properties", {})
-    missing = [key for key in schema.get("required", ()) if key not in value]
-    problems = [f"missing required argument {_join(path, key)!r}" for key in missing]
+    """A call's arguments are closed unless the schema opens them; a nested object is open unless it is closed."""
+    more_allowed = schema.get("additionalProperties", bool(path)) is not False
+    required = schema.get("required", ())
+    declared = {*schema.get("properties", {}), *required}
+    problems = [f"missing required argument {_join(path, key)!r}" for key in required if key not in value]
     for key, item in value.items():
-        if key in properties:
-            problems += check_value(item, properties[key], _join(path, key))
-        elif path and schema.get("additionalProperties") is False:
+        if key not in declared and not more_allowed:
             problems.append(f"undeclared argument {_join(path, key)!r}")
-        elif isinstance(schema.get("additionalProperties"), dict):
-            problems += check_value(item, schema["additionalProperties"], _join(path, key))
+        else:
+            problems += check_value(item, property_schema(schema, key), _join(path, key))
     return problems
 
 
@@ -128,6 +130,12 @@ def check_value(value: Any, schema: dict[str, Any], path: str) -> list[str]:
 def declared_types(schema: dict[str, Any]) -> list[str]:
     """The JSON types a normalised schema names; empty where it names none."""
     return _as_list(schema.get("type"))
+
+
+def property_schema(schema: dict[str, Any], key: str) -> dict[str, Any]:
+    """The schema of an object's property: its own, else that of additional properties."""
+    found = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
+    return found if isinstance(found, dict) else {}
 
 
 def item_schema(schema: dict[str, Any], index: int) -> dict[str, Any]:
@@ -199,7 +207,10 @@ def _parameters(raw: Any, outer_required: Any, tool: str) -> dict[str, Any]:
         if outer_required is not None or required is not None:
             schema["required"] = outer_required if required is None else required
         flat = "required" not in schema
-    return {"type": "object", "properties": {}} | _schema(schema, tool, flat=flat)
+    found = {"type": "object", "properties": {}} | _schema(schema, tool, flat=flat)
+    if found["type"] != "object":
+        raise SchemaError(f"{tool}: parameters must be of type object, found {found['type']}")
+    return found
 
 
 def _is_schema(raw: dict[str, Any]) -> bool:
@@ -245,23 +256,32 @@ def _read_properties(raw: dict[str, Any], out: dict[str, Any], where: str, flat:
         properties = {}
     if not isinstance(properties, dict):
         raise SchemaError(f"{where}: properties must be an object, found {type(properties).__name__}")
-    listed = raw.get("required")
-    if isinstance(listed, (bool, str)):  # says whether this property is required; its parent has read it
-        listed = None
-    required = list(dict.fromkeys(_list_of([] if listed is None else listed, f"{where}.required")))
+    required = _required_names(raw.get("required"), f"{where}.required")
     for key, prop in properties.items():
         says = _says_required(prop, f"{where}.{key}")
         if says is False and key in required:
             raise SchemaError(f"{where}.{key}: listed as required, but the property itself says it is optional")
         if key not in required and (says or (flat and says is None and not _has_default(prop))):
             required.append(key)
-    undeclared = [key for key in required if key not in properties]
-    if undeclared:
-        raise SchemaError(f"{where}: required names {undeclared[0]!r}, which is no property")
     if properties or "properties" in out:
         out["properties"] = {key: _schema(prop, f"{where}.{key}") for key, prop in properties.items()}
     if required:
         out["required"] = required
+
+
+def _required_names(raw: Any, where: str) -> list[str]:
+    """The `required` list; null and a property's own true or false (read by its parent) name nothing."""
+    if raw is None or _as_flag(raw) is not None:
+        return []
+    names = _list_of(raw, where)
+    if not all(isinstance(name, str) for name in names):
+        raise SchemaError(f"{where}: expected a list of names, found {names!r}")
+    return list(dict.fromkeys(names))
+
+
+def _as_flag(value: Any) -> bool | None:
+    words = {"true": True, "yes": True, "false": False, "no": False}
+    return words.get(value.strip().lower()) if isinstance(value, str) else value if isinstance(value, bool) else None
 
 
 def _says_required(prop: Any, where: str) -> bool | None:
@@ -270,11 +290,9 @@ def _says_required(prop: Any, where: str) -> bool | None:
         return None
     said = []
     for key, meaning in (("required", True), ("optional", False)):
-        value = prop.get(key)
-        if isinstance(value, str) and value.lower() in ("true", "false"):
-            value = value.lower() == "true"
-        if isinstance(value, bool):
-            said.append(value is meaning)
+        flag = _as_flag(prop.get(key))
+        if flag is not None:
+            said.append(flag is meaning)
     if _read_type(prop.get("type"), where)[1]:
         said.append(False)
     if len(set(said)) > 1:
@@ -296,25 +314,26 @@ def _list_of(value: Any, where: str) -> list[Any]:
 
 
 def _read_type(raw: Any, where: str) -> tuple[dict[str, Any], bool]:
-    """A `type` entry as a schema fragment, and whether it says optional."""
+    """A `type` entry as a schema fragment, and whether it says optional.
+
+    Besides the expression of the type it may hold what follows a comma: optional, required, default=value.
+    """
     if raw is None:
         return {}, False
     if isinstance(raw, list):
-        names: list[str] = []
-        for entry in raw:
-            fragment, _ = _read_type(entry, where)
-            names += [name for name in _as_list(fragment.get("type")) if name not in names]
-        return ({"type": names[0] if len(names) == 1 else names} if names else {}), False
+        return _union([_read_type(entry, where)[0] for entry in raw]) if raw else {}, False
     if not isinstance(raw, str):
         raise SchemaError(f"{where}: a type must be a name, found {raw!r}")
-    head, *qualifiers = _split(raw, ",")
-    words = [qualifier.lower() for qualifier in qualifiers]
-    unknown = [word for word in words if word not in ("optional", "required") and not word.startswith("default")]
-    if unknown:
-        raise SchemaError(f"{where}: cannot read the type {raw!r}")
-    fragment = _type_schema(head, where)
-    optional = any(word.startswith(("optional", "default")) for word in words)
-    return fragment, optional or head.lower().startswith("optional[")
+    head, *qualifiers = _split(re.sub(r"\s*\(\s*optional\s*\)\s*$", ", optional", raw, flags=re.IGNORECASE), ",")
+    fragment, optional = _type_schema(head, where), head.lower().startswith("optional[")
+    for qualifier in qualifiers:
+        key, _, value = (part.strip() for part in qualifier.partition("="))
+        if key.lower() == "default" and value:
+            fragment = {**fragment, "default": _literal(value)}
+        elif key.lower() not in ("optional", "required", "default"):
+            raise SchemaError(f"{where}: cannot read the type {raw!r}")
+        optional = optional or key.lower() != "required"
+    return fragment, optional
 
 
 def _type_schema(name: str, where: str) -> dict[str, Any]:
@@ -324,6 +343,10 @@ def _type_schema(name: str, where: str) -> dict[str, Any]:
         parts = re.split(r"\s+or\s+", name) if "[" not in name else parts
     if len(parts) > 1:
         return _union([_type_schema(part, where) for part in parts])
+    if name.endswith("[]"):
+        return {"type": "array", "items": _type_schema(name[:-2], where)}
+    if found := re.fullmatch(r"(?:array|list) of (\w+?)s?", name, re.IGNORECASE):
+        return {"type": "array", "items": _type_schema(found[1], where)}
     head, inner = _brackets(name)
     lowered = head.lower().removeprefix("typing.")
     arguments = _split(inner, ",") if inner else []
