@@ -61,7 +61,9 @@ def _read_content(raw: Any, number: int) -> str:
         return raw
     if not isinstance(raw, list):
         raise Reject("unreadable message", f"content of message {number} is a {type(raw).__name__}")
-    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in raw]
-    if not all(isinstance(text, str) for text in texts):
-        raise Reject("unreadable message", f"content of message {number} is more than text")
+    texts = []
+    for part in raw:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise Reject("unreadable message", f"content of message {number} is more than text")
+        texts.append(part["text"])
     return "".join(texts)

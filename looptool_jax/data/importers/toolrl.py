@@ -36,8 +36,8 @@ def convert(record: dict[str, Any], source: Source) -> list[Sample]:
     if "prompt" in record and "reward_model" in record:
         return _convert_verl(record, source)
     fields = {key: value for key, value in record.items() if key not in ("instruction", "input", "output")}
-    texts = (read_text(record, key) for key in ("instruction", "input", "output"))
-    return _convert(*texts, source, fields)
+    instruction, history, output = (read_text(record, key) for key in ("instruction", "input", "output"))
+    return _convert(instruction, history, output, source, fields)
 
 
 def _convert_verl(record: dict[str, Any], source: Source) -> list[Sample]:
