@@ -14,7 +14,8 @@ from looptool_jax.toolcall.chat import get_format
 from looptool_jax.toolcall.paper_reward import released_reward
 from looptool_jax.toolcall.parser import Parsed, ParseFailure, parse
 from looptool_jax.toolcall.records import Call, Target, Tool
-from looptool_jax.toolcall.schema import declared_types, find_tool, item_schema, property_schema
+from looptool_jax.toolcall.schema import find_tool, item_schema, property_schema
+from looptool_jax.toolcall.type_names import declared_types
 
 MatchMode = Literal["strict", "paper"]
 

@@ -132,6 +132,8 @@ def test_type_names(raw, expected):
         ({"type": "int", "default": "11.846"}, "11.846"),
         ({"type": "float", "default": "nan"}, "nan"),
         ({"type": "float", "default": "1e999"}, "1e999"),
+        ({"type": "float", "default": "-1e999"}, "-1e999"),
+        ({"type": "list", "default": "[NaN]"}, "[NaN]"),
         ({"type": "bool", "default": 1}, 1),
         ({"default": "x"}, "x"),
     ],
@@ -165,6 +167,21 @@ def test_what_a_property_says_besides_is_kept():
     assert prop(raw) == {**raw, "type": "string"}
 
 
+def test_a_document_that_is_json_schema_already_stays_as_it_is_byte_for_byte():
+    raw = {
+        "required": ["b", "a"],
+        "properties": {
+            "b": {"description": "d", "default": 1, "type": "integer", "minimum": 0},
+            "a": {"items": {"enum": ["x", "y"], "type": "string"}, "description": "é", "type": "array"},
+            "c": {"required": [], "properties": {}, "additionalProperties": False, "type": "object"},
+            "d": {"anyOf": [{"type": "null"}, {"type": ["string", "number"]}], "title": "D"},
+        },
+        "type": "object",
+        "additionalProperties": False,
+    }
+    assert json.dumps(parameters(raw)) == json.dumps(raw)
+
+
 def test_properties_named_like_keywords():
     flat = {
         "type": {"type": "str"},
@@ -183,7 +200,7 @@ def test_who_is_required():
     flat = {"a": {"type": "str"}, "b": {"type": "str, optional"}, "c": {"type": "int", "default": "3"}}
     assert parameters(flat)["required"] == ["a"]
     assert "required" not in parameters({"type": "dict", "properties": flat})
-    assert "required" not in parameters({**flat, "required": []})
+    assert parameters({**flat, "required": []})["required"] == []
     assert parameters({**flat, "required": ["c", "a", "c"]})["required"] == ["c", "a"]
     said = {"a": {"type": "str", "required": True}, "b": {"type": "str", "required": "false"}, "c": {"optional": False}}
     assert parameters({"type": "object", "properties": said})["required"] == ["a", "c"]
@@ -241,9 +258,8 @@ def test_a_tool_list_collapses_duplicates_and_refuses_conflicts():
         normalise_tools([one, other])
 
 
-WORDS = st.sampled_from(
-    "type properties required items enum default anyOf x name optional $ref prefixItems additionalProperties".split()
-)
+KEYWORDS = ["type", "properties", "required", "items", "enum", "default", "anyOf", "optional", "$ref", "prefixItems"]
+WORDS = st.sampled_from([*KEYWORDS, "additionalProperties", "x", "name"])
 ODD_TEXTS = [
     "",
     "str",
