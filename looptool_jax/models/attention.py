@@ -2,10 +2,17 @@
 
 A block is either a prompt shared by the answers of a group or the answers' own keys and values. Nothing is
 concatenated, and neither the prompt (over the group) nor a key-value head (over its query heads) is repeated.
+
+The backward pass is written out: it keeps the result and the log-sum-exp of each query instead of the weights of every
+query and key, which it computes again (as in FlashAttention, arXiv 2205.14135, appendix B).
+
+Dimension names: n prompts, g answers of a group, b = rows of a block (n, or n x g), t queries, s keys, k key-value
+heads, q query heads of one key-value head, h head_dim.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,6 +36,7 @@ class Block(NamedTuple):
     mask: Bool[Array, "... queries keys"]
 
 
+@jax.custom_vjp
 def attend(
     q: Float[Array, "prompts group queries heads head_dim"], blocks: Sequence[Block]
 ) -> Float[Array, "prompts group queries heads head_dim"]:
@@ -36,46 +44,89 @@ def attend(
 
     Every query must see at least one key in some block.
     """
-    n, g, t, heads, h = q.shape
-    kv_heads = blocks[0].k.shape[-2]
-    q = (q * h**-0.5).reshape(n, g, t, kv_heads, heads // kv_heads, h)
-    parts = [_attend_block(q, block) for block in blocks]
-    if len(parts) == 1:
-        out, total = parts[0].out, parts[0].total
-    else:
-        top = jnp.max(jnp.stack([part.top for part in parts]), axis=0)
-        scales = [jnp.exp(part.top - top) for part in parts]
-        out = sum(part.out * scale[..., None] for part, scale in zip(parts, scales, strict=True))
-        total = sum(part.total * scale for part, scale in zip(parts, scales, strict=True))
-    return (out / total[..., None]).astype(q.dtype).reshape(n, g, t, heads, h)
+    return _forward(q, blocks)[0]
+
+
+def _forward(q: Array, blocks: Sequence[Block]) -> tuple[Array, tuple]:
+    q_ngtkqh = _grouped(q, blocks)
+    part = functools.reduce(_merge, [_attend_block(q_ngtkqh, block) for block in blocks])
+    out = (part.out / part.total[..., None]).astype(q.dtype).reshape(q.shape)
+    return out, (q, blocks, out, jnp.log(part.total) + part.top)
+
+
+def _backward(saved: tuple, d_out: Array) -> tuple[Array, Sequence[Block]]:
+    q, blocks, out, lse = saved
+    q_ngtkqh, g_ngtkqh = _grouped(q, blocks), d_out.reshape(*lse.shape, -1)
+    delta = jnp.sum((d_out.astype(jnp.float32) * out.astype(jnp.float32)).reshape(g_ngtkqh.shape), axis=-1)
+    d_q, d_blocks = jnp.zeros(q_ngtkqh.shape, jnp.float32), []
+    for block in blocks:
+        k, v, mask = _rows(block)
+        q_btkqh, g_btkqh, lse_btkq, delta_btkq = (_fold(x, block) for x in (q_ngtkqh, g_ngtkqh, lse, delta))
+        p_bktqs = jnp.exp(_scores(q_btkqh, k, mask) - lse_btkq.swapaxes(1, 2)[..., None])
+        d_p = jnp.einsum("btkqh,bskh->bktqs", g_btkqh, v, preferred_element_type=jnp.float32)
+        d_s = (p_bktqs * (d_p - delta_btkq.swapaxes(1, 2)[..., None])).astype(q.dtype)
+        d_v = jnp.einsum("btkqh,bktqs->bkhs", g_btkqh, p_bktqs.astype(q.dtype)).transpose(0, 3, 1, 2)
+        d_k = jnp.einsum("btkqh,bktqs->bkhs", q_btkqh, d_s).transpose(0, 3, 1, 2)
+        d_q_bktqh = jnp.einsum("bktqs,bskh->bktqh", d_s, k, preferred_element_type=jnp.float32)
+        d_q += d_q_bktqh.swapaxes(1, 2).reshape(d_q.shape)
+        d_blocks.append(Block(d_k.reshape(block.k.shape), d_v.reshape(block.v.shape), None))
+    return (d_q * q.shape[-1] ** -0.5).astype(q.dtype).reshape(q.shape), d_blocks
+
+
+attend.defvjp(_forward, _backward)
 
 
 class _Part(NamedTuple):
-    """A block's unnormalised result: out = Σ exp(s - top) v, total = Σ exp(s - top), top = max s (a constant)."""
+    """A block's unnormalised result: out = Σ exp(s - top) v, total = Σ exp(s - top), top = max s, of each query."""
 
     out: Float[Array, "prompts group queries kv_heads per_kv head_dim"]
     total: Float[Array, "prompts group queries kv_heads per_kv"]
     top: Float[Array, "prompts group queries kv_heads per_kv"]
 
 
-def _attend_block(q: Array, block: Block) -> _Part:
-    n, g, t, kv_heads, per_kv, h = q.shape
-    k, v, mask = block
-    if k.ndim == 4:
-        rows = (n, g * t)
-    else:
-        rows = (n * g, t)
-        k, v = k.reshape(n * g, *k.shape[2:]), v.reshape(n * g, *v.shape[2:])
-        mask = jnp.broadcast_to(mask, (n, g, *mask.shape[-2:])).reshape(n * g, *mask.shape[-2:])
-    q_btkqh = q.reshape(*rows, kv_heads, per_kv, h)
-    s_bktqs = jnp.einsum("btkqh,bskh->bktqs", q_btkqh, k, preferred_element_type=jnp.float32)
-    s_bktqs = jnp.where(mask[:, None, :, None, :], s_bktqs, _MASKED)
-    top_bktq = jax.lax.stop_gradient(jnp.max(s_bktqs, axis=-1))
+def _attend_block(q_ngtkqh: Array, block: Block) -> _Part:
+    k, v, mask = _rows(block)
+    s_bktqs = _scores(_fold(q_ngtkqh, block), k, mask)
+    top_bktq = jnp.max(s_bktqs, axis=-1)
     p_bktqs = jnp.exp(s_bktqs - top_bktq[..., None])
     out_bktqh = jnp.einsum("bktqs,bskh->bktqh", p_bktqs.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    lead = (n, g, t, kv_heads, per_kv)
+    lead = q_ngtkqh.shape[:-1]
     return _Part(
-        out_bktqh.swapaxes(1, 2).reshape(*lead, h),
+        out_bktqh.swapaxes(1, 2).reshape(q_ngtkqh.shape),
         jnp.sum(p_bktqs, axis=-1).swapaxes(1, 2).reshape(lead),
         top_bktq.swapaxes(1, 2).reshape(lead),
     )
+
+
+def _merge(a: _Part, b: _Part) -> _Part:
+    top = jnp.maximum(a.top, b.top)
+    scale_a, scale_b = jnp.exp(a.top - top), jnp.exp(b.top - top)
+    out = a.out * scale_a[..., None] + b.out * scale_b[..., None]
+    return _Part(out, a.total * scale_a + b.total * scale_b, top)
+
+
+def _scores(q_btkqh: Array, k_bskh: Array, mask_bts: Array) -> Array:
+    s_bktqs = jnp.einsum("btkqh,bskh->bktqs", q_btkqh, k_bskh, preferred_element_type=jnp.float32)
+    return jnp.where(mask_bts[:, None, :, None, :], s_bktqs, _MASKED)
+
+
+def _grouped(q: Array, blocks: Sequence[Block]) -> Array:
+    """Scaled queries with the query heads of one key-value head as an axis."""
+    n, g, t, heads, h = q.shape
+    kv_heads = blocks[0].k.shape[-2]
+    return (q * h**-0.5).reshape(n, g, t, kv_heads, heads // kv_heads, h)
+
+
+def _fold(x: Array, block: Block) -> Array:
+    """[n, g, t, ...] as [b, t, ...]: all answers of a prompt are queries of its shared block, or each has its own."""
+    n, g, t, *rest = x.shape
+    return x.reshape(n, g * t, *rest) if block.k.ndim == 4 else x.reshape(n * g, t, *rest)
+
+
+def _rows(block: Block) -> Block:
+    k, v, mask = block
+    if k.ndim == 4:
+        return block
+    n, g, *rest = k.shape
+    mask = jnp.broadcast_to(mask, (n, g, *mask.shape[-2:])).reshape(n * g, *mask.shape[-2:])
+    return Block(k.reshape(n * g, *rest), v.reshape(n * g, *rest), mask)

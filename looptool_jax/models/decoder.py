@@ -214,16 +214,20 @@ def _layer(
     cfg: DecoderConfig, p: Params, x: Array, angles: Rotation, mix: Callable[[Array, KV], Array]
 ) -> tuple[Array, KV]:
     """One layer on x [..., time, embed]; `mix(q, own keys and values)` is the attention."""
-    y = _rms_norm(cfg, x, p["attention_norm"])
-    q = jnp.einsum("...d,dhc->...hc", y, p["q"])
-    k = jnp.einsum("...d,dkc->...kc", y, p["k"])
-    v = jnp.einsum("...d,dkc->...kc", y, p["v"])
+    lead, x_rd = x.shape[:-1], x.reshape(-1, x.shape[-1])
+    y_rd = _rms_norm(cfg, x_rd, p["attention_norm"])
+    q = jnp.einsum("rd,dhc->rhc", y_rd, p["q"])
+    k = jnp.einsum("rd,dkc->rkc", y_rd, p["k"])
+    v = jnp.einsum("rd,dkc->rkc", y_rd, p["v"])
     if cfg.qk_norm:
         q, k = _rms_norm(cfg, q, p["q_norm"]), _rms_norm(cfg, k, p["k_norm"])
+    q, k, v = (heads.reshape(*lead, *heads.shape[1:]) for heads in (q, k, v))
     kv = KV(rotate(k, angles), v)
-    x = x + jnp.einsum("...hc,hcd->...d", mix(rotate(q, angles), kv), p["o"])
-    y = _rms_norm(cfg, x, p["mlp_norm"])
-    return _by_rows(x + (jax.nn.silu(y @ p["gate"]) * (y @ p["up"])) @ p["down"]), kv
+    mixed_rhc = mix(rotate(q, angles), kv).reshape(-1, *q.shape[-2:])
+    x_rd = x_rd + jnp.einsum("rhc,hcd->rd", mixed_rhc, p["o"])
+    y_rd = _rms_norm(cfg, x_rd, p["mlp_norm"])
+    x_rd = x_rd + (jax.nn.silu(y_rd @ p["gate"]) * (y_rd @ p["up"])) @ p["down"]
+    return _by_rows(x_rd.reshape(x.shape)), kv
 
 
 def _embed(params: Params, tokens: Array) -> Array:
