@@ -241,6 +241,28 @@ def import_(
     write_import(import_file(file, format_, tools=tools), out)
 
 
+@app.command()
+def publish(
+    run_dir: Annotated[str, typer.Argument(help="Run directory.")],
+    out: Out,
+    name: Annotated[str, typer.Option("--name", help="Name of the data set: small letters, digits and _.")] = "looptool",
+) -> None:
+    """Publish a run's data sets D_1, D_2, ... as one TFDS data set (ArrayRecord), a split a round.
+
+    looptool publish runs/quickstart --out published
+    """
+    from looptool_jax.data.publish import publish as publish_rounds
+    from looptool_jax.data.store import DataError, exists, join
+    from looptool_jax.loop.runner import data_file
+
+    rounds: dict[int, str] = {}
+    while exists(path := join(run_dir, data_file(len(rounds) + 1))):
+        rounds[len(rounds) + 1] = path
+    if not rounds:
+        raise DataError(f"{run_dir}: no data sets here ({data_file(1)} is missing); give the directory of a run")
+    print(publish_rounds(rounds, out, name))
+
+
 def _config(
     config: str, overrides: list[str] | None, model: str | None = None, judge_model: str | None = None
 ) -> RunConfig:

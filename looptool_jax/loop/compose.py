@@ -108,7 +108,8 @@ def compose(
 ) -> Composition:
     """Build D_{round_+1} of `size` samples from the outcome of round `round_`.
 
-    Where a part cannot be filled, high-perplexity samples, then new seeds, then any mastered sample fill it.
+    Where a part cannot be filled, high-perplexity samples fill it, then new seeds, any mastered sample, and at last
+    expanded samples and error seeds beyond their own parts.
     errors: error seeds with their (possibly repaired) label and an `error` origin. untrained: seeds never
     trained on, in the order in which they are to be used.
     """
@@ -142,7 +143,7 @@ def compose(
     taken = {name: pool[: sizes[name]] for name, pool in pools.items()}
     filled = dict.fromkeys(pools, 0)
     missing = size - sum(len(part) for part in taken.values())
-    for name in ("high_ppl", "seed_new", "mastered"):
+    for name in ("high_ppl", "seed_new", "mastered", "expanded", "error"):
         extra = pools[name][len(taken[name]) : len(taken[name]) + missing]
         taken[name] = taken[name] + extra
         filled[name] = len(extra)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 LINE_SECONDS = 30.0
+PIPE_WIDTH = 140  # of tables where no terminal says how wide it is
 
 
 class Console:
@@ -22,7 +23,8 @@ class Console:
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.rich = RichConsole(file=sys.stdout, soft_wrap=not sys.stdout.isatty(), highlight=False)
+        width = None if sys.stdout.isatty() else PIPE_WIDTH
+        self.rich = RichConsole(file=sys.stdout, width=width, highlight=False)
         self.quiet = quiet
         self.live = self.rich.is_terminal and not quiet
         self._bar: Progress | None = None
@@ -31,7 +33,7 @@ class Console:
     def say(self, text: str) -> None:
         """One line for the user."""
         if not self.quiet:
-            self.rich.print(text, markup=False)
+            self.rich.print(text, markup=False, soft_wrap=True)
 
     def table(self, table: Table) -> None:
         if not self.quiet:

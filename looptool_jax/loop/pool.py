@@ -9,6 +9,7 @@ from pathlib import Path
 from looptool_jax.inference.answers import Answerer
 from looptool_jax.inference.lm import LanguageModel, ModelConfig, load_language_model
 from looptool_jax.models.config import ModelError
+from looptool_jax.parallel.compilation import keep_compiled_programs
 from looptool_jax.parallel.mesh import MeshConfig, make_mesh
 
 EMBEDDED = ("nano/policy", "nano/judge")
@@ -19,6 +20,7 @@ class ModelPool:
     """Lends models to stages. It keeps the `keep` models used last on the devices and drops the others."""
 
     def __init__(self, mesh: MeshConfig, cache_dir: str, keep: int = 2) -> None:
+        keep_compiled_programs()
         self.mesh = make_mesh(mesh)
         self.cache_dir = cache_dir
         self.keep = keep

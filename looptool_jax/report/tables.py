@@ -75,8 +75,8 @@ def _training(stages: dict[str, Any]) -> Table:
         ]
         for round_, m in rounds_of(stages, "train")
     ]  # fmt: skip
-    columns = ["round", "steps", "reward first", "last", "groups without signal", "truncated", "answer tokens"]
-    return Table("Training", columns, rows, "reward: mean over the first and the last quarter of the steps")
+    columns = ["round", "steps", "reward first", "last", "no signal", "truncated", "answer tokens"]
+    return Table("Training", columns, rows, "reward: mean over the first and last quarter of the steps; no signal: groups whose rewards are all equal")
 
 
 def _composition(stages: dict[str, Any]) -> Table:
@@ -88,9 +88,9 @@ def _composition(stages: dict[str, Any]) -> Table:
                 f"D{round_ + 1} {part['part']}", str(part["available"]), str(part["wanted"]), str(part["taken"]),
                 str(part["filled"]), percent(share),
             ])  # fmt: skip
-    columns = ["part", "at hand", "wanted", "taken", "of these as filler", "share"]
+    columns = ["part", "at hand", "wanted", "taken", "filler", "share"]
     return Table(
-        "Data composition", columns, rows, "wanted: the configured shares; fillers stand in for what was short"
+        "Data composition", columns, rows, "wanted: the configured share; filler: taken beyond it because another part was short"
     )
 
 
@@ -100,7 +100,7 @@ def _judging(stages: dict[str, Any]) -> Table:
         [str(round_), *(str(m[key]) for key in keys), percent(m["agreement"])]
         for round_, m in rounds_of(stages, "judge")
     ]
-    columns = ["round", *(key.replace("_", " ") for key in keys), "verdicts trusted"]
+    columns = ["round", *(key.replace("_", " ").replace("prediction", "answer") for key in keys), "trusted"]
     return Table(
         "Judging (JGLV)", columns, rows, "undecided: the two orders disagree, or a reply has no verdict; set aside"
     )
@@ -133,10 +133,10 @@ def _expansion(stages: dict[str, Any]) -> Table:
             *rejected, percent(valid),
         ])  # fmt: skip
     columns = [
-        "round", "error seeds", "generated", "accepted", "rate", "unreadable", "against rules", "refused by judge",
-        "duplicates", "valid in the world",
+        "round", "seeds", "generated", "accepted", "rate", "unreadable", "rules", "judge", "duplicate", "valid",
     ]  # fmt: skip
-    return Table("Expansion (EDDE)", columns, rows)
+    note = "rejected as unreadable, by rules, by the judge, as duplicate; valid: accepted ones that execute in the world"
+    return Table("Expansion (EDDE)", columns, rows, note)
 
 
 def _cost(run_dir: str) -> Table:

@@ -1,0 +1,18 @@
+"""Compiled programs are kept on disk, so that a resumed run does not compile again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+
+SHORTEST_KEPT = 0.2  # seconds of compilation
+
+
+def keep_compiled_programs() -> None:
+    """Use JAX's compilation cache, in `~/.cache/looptool-jax` unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "looptool-jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_KEPT)

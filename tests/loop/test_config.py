@@ -1,0 +1,62 @@
+"""Configuration: composition, overrides, and errors that name the right key."""
+
+import pytest
+
+from looptool_jax.config import ConfigError, keep_config, load_config, shipped_configs
+from looptool_jax.training.grpo import GrpoConfig
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_every_shipped_configuration_loads(name):
+    assert load_config(name).run_dir == f"runs/{name}"
+
+
+def test_overrides_reach_nested_keys_and_keep_types():
+    cfg = load_config("micro", ["train.batch=4", "train.grpo.clip_high=0.3", "run_dir=/tmp/x", "judge.enabled=false"])
+    assert (cfg.train.batch, cfg.train.grpo.clip_high, cfg.run_dir, cfg.judge.enabled) == (4, 0.3, "/tmp/x", False)
+    assert isinstance(cfg.train.grpo, GrpoConfig)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.bach=4", "Did you mean: 'batch'"),
+        ("trian.batch=4", "Did you mean: 'train'"),
+        ("train.batch=many", "train.batch"),
+        ("judge.prompt=short", "compact"),
+        ("compose.high_ppl=best", "compose.high_ppl"),
+        ("train.batch", "key=value"),
+        ("data.noise=1.5", "data.noise"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_helps(override, words):
+    with pytest.raises(ConfigError) as caught:
+        load_config("micro", [override])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_configuration_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"micro.*quickstart"):
+        load_config("quikstart")
+
+
+def test_a_broken_file_is_one_line(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("rounds: [1\n")
+    with pytest.raises(ConfigError, match="mine.yaml"):
+        load_config(str(file))
+    file.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="keys and values"):
+        load_config(str(file))
+
+
+def test_a_run_directory_keeps_its_settings(tmp_path):
+    run_dir = f"run_dir={tmp_path}/run"
+    keep_config(load_config("micro", [run_dir]))
+    keep_config(load_config("micro", [run_dir]))
+    keep_config(load_config("micro", [run_dir, "rounds=3"]))
+    with pytest.raises(ConfigError, match="rounds can only grow"):
+        keep_config(load_config("micro", [run_dir, "rounds=2"]))
+    with pytest.raises(ConfigError, match=r"train.batch was 8, now 4"):
+        keep_config(load_config("micro", [run_dir, "rounds=3", "train.batch=4"]))
