@@ -77,7 +77,7 @@ def generate(
     waiting = deque(range(len(requests)))
     occupants: list[int | None] = [None] * engine.slots
     answers = [[_Answer() for _ in range(engine.group)] for _ in requests]
-    finished = 0
+    finished = generated = 0
     while finished < len(requests):
         arrivals = []
         for slot in range(engine.slots):
@@ -95,13 +95,14 @@ def generate(
             first = slot * engine.group
             for g, answer in enumerate(answers[occupant]):
                 count = int(rows.valid[g].sum())
+                generated += count
                 answer.tokens.extend(rows.tokens[g, :count].tolist())
                 answer.logprobs.extend(logprobs[first + g, :count].tolist())
             if all(answer.ended(requests[occupant], engine.eos_ids) for answer in answers[occupant]):
                 occupants[slot] = None
                 finished += 1
         if on_progress is not None:
-            on_progress(finished, sum(len(answer.tokens) for group in answers for answer in group))
+            on_progress(finished, generated)
     return [
         [answer.completion(request, index, engine.eos_ids) for index, answer in enumerate(group)]
         for request, group in zip(requests, answers, strict=True)
@@ -121,6 +122,9 @@ def check(engine: DecoderEngine, request: Request) -> None:
         raise RequestError(
             f"request {request.id}: max_new is {request.max_new}, the engine takes 1 to {engine.answer_len}"
         )
+    if min(request.tokens) < 0 or max(request.tokens) >= engine.cfg.vocab_size:
+        alien = next(token for token in request.tokens if not 0 <= token < engine.cfg.vocab_size)
+        raise RequestError(f"request {request.id}: token {alien} is none of the model's {engine.cfg.vocab_size}")
     if not request.temperature >= 0:
         raise RequestError(f"request {request.id}: temperature is {request.temperature}; it must be 0 (greedy) or more")
 

@@ -5,12 +5,12 @@ puts them into slots and draws the first token of every answer, `generate` runs 
 compiled scan. Weights are arguments of every compiled function, so a new policy needs no compilation.
 
 Importing this module imports JetStream, which imports TensorFlow (seconds): import it inside functions.
+Parameters come from `load_params`; weights of another placement would be compiled for anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -44,14 +44,10 @@ class Prefix(NamedTuple):
     length: Int[Array, " N"]
 
 
-class DecodeState(NamedTuple):
-    """Everything a decode step reads and writes: S slots of one prompt (up to P tokens) and G answers (up to R)."""
+class Rows(NamedTuple):
+    """What an engine knows of its S slots and their G rows."""
 
-    prompt_kv: KV
-    """[layers, S, P, kv_heads, head_dim]"""
     prompt_length: Int[Array, " S"]
-    answer_kv: KV
-    """[layers, S, G, R, kv_heads, head_dim]"""
     token: Int[Array, "S G"]
     """chosen, not yet handed out"""
     logprob: Float[Array, "S G"]
@@ -62,6 +58,16 @@ class DecodeState(NamedTuple):
     max_new: Int[Array, " S"]
     temperature: Float[Array, " S"]
     key: UInt32[Array, "S G 2"]
+
+
+class DecodeState(NamedTuple):
+    """Everything a decode step reads and writes: S slots of one prompt (up to P tokens) and G answers (up to R)."""
+
+    prompt_kv: KV
+    """[layers, S, P, kv_heads, head_dim]"""
+    answer_kv: KV
+    """[layers, S, G, R, kv_heads, head_dim]"""
+    rows: Rows
 
 
 class DecoderEngine(engine_api.Engine):
@@ -131,10 +137,8 @@ class DecoderEngine(engine_api.Engine):
         axes, shapes = decoder.logical_axes(self.cfg), decoder.abstract_params(self.cfg)
         self.param_shardings = rules.param_shardings(mesh, axes, shapes, rules.DECODING)
         self.prefix_shardings = Prefix(KV(prefix_kv, prefix_kv), replicated, replicated)
-        self.state_shardings = DecodeState(
-            **dict.fromkeys(DecodeState._fields, slot)
-            | {"prompt_kv": KV(prompt_kv, prompt_kv), "answer_kv": KV(answer_kv, answer_kv)}
-        )
+        rows = Rows(*len(Rows._fields) * (slot,))
+        self.state_shardings = DecodeState(KV(prompt_kv, prompt_kv), KV(answer_kv, answer_kv), rows)
 
         def on_mesh(function: Callable) -> Callable:
             def traced(*args: Any) -> Any:
@@ -149,11 +153,14 @@ class DecoderEngine(engine_api.Engine):
             in_shardings=(self.param_shardings, replicated, replicated),
             out_shardings=self.prefix_shardings,
         )
-        self._insert = jax.jit(
-            self._insert_fn,
-            donate_argnums=1,
-            in_shardings=(self.prefix_shardings, self.state_shardings, *4 * (replicated,)),
-            out_shardings=self.state_shardings,
+        self._insert_prompts = jax.jit(
+            self._insert_prompts_fn,
+            donate_argnums=0,
+            in_shardings=(self.state_shardings.prompt_kv, self.prefix_shardings.kv, replicated),
+            out_shardings=self.state_shardings.prompt_kv,
+        )
+        self._insert_rows = jax.jit(
+            self._insert_rows_fn, donate_argnums=0, in_shardings=(rows, *6 * (replicated,)), out_shardings=rows
         )
         self._generate = jax.jit(
             on_mesh(self._generate_fn),
@@ -169,10 +176,8 @@ class DecoderEngine(engine_api.Engine):
             shape = (cfg.num_layers, s, *shape, cfg.num_kv_heads, cfg.head_dim)
             return KV(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
 
-        return DecodeState(
-            prompt_kv=cache(self.prompt_len),
+        rows = Rows(
             prompt_length=jnp.zeros((s,), jnp.int32),
-            answer_kv=cache(g, self.answer_len),
             token=jnp.full((s, g), self.pad_id, jnp.int32),
             logprob=jnp.zeros((s, g), jnp.float32),
             length=jnp.zeros((s, g), jnp.int32),
@@ -181,6 +186,7 @@ class DecoderEngine(engine_api.Engine):
             temperature=jnp.zeros((s,), jnp.float32),
             key=jnp.zeros((s, g, 2), jnp.uint32),
         )
+        return DecodeState(cache(self.prompt_len), cache(g, self.answer_len), rows)
 
     def _prefill_fn(self, params: Params, tokens: Int[Array, "N T"], length: Int[Array, " N"]) -> Prefix:
         n, t = tokens.shape
@@ -191,77 +197,71 @@ class DecoderEngine(engine_api.Engine):
         kv = jax.tree.map(lambda x: x.astype(self.dtype), kv)
         return Prefix(kv, decoder.logits(params, self.cfg, last), length)
 
-    def _insert_fn(
+    def _insert_prompts_fn(self, prompt_kv: KV, prefix_kv: KV, slots: Int[Array, " N"]) -> KV:
+        return jax.tree.map(lambda target, new: _put(target, new, slots, axis=1), prompt_kv, prefix_kv)
+
+    def _insert_rows_fn(
         self,
-        prefix: Prefix,
-        state: DecodeState,
+        rows: Rows,
+        logits: Float[Array, "N vocab"],
+        prompt_length: Int[Array, " N"],
         slots: Int[Array, " N"],
         keys: UInt32[Array, "N 2"],
         temperature: Float[Array, " N"],
         max_new: Int[Array, " N"],
-    ) -> DecodeState:
+    ) -> Rows:
         n, g = slots.shape[0], self.group
-        rows = row_keys(keys, g)
+        key = row_keys(keys, g)
         token, logprob = sample(
-            jnp.repeat(prefix.logits, g, axis=0), rows.reshape(n * g, 2), jnp.zeros((n * g,), jnp.int32),
+            jnp.repeat(logits, g, axis=0), key.reshape(n * g, 2), jnp.zeros((n * g,), jnp.int32),
             jnp.repeat(temperature, g), top_k=self.top_k, top_p=self.top_p,
         )  # fmt: skip
-
-        def put(target: Array, new: Array, axis: int = 0) -> Array:
-            """`new` N entries along `axis`, each written over what its slot holds from its start on."""
-            for i in range(n):
-                entry = jax.lax.slice_in_dim(new, i, i + 1, axis=axis).astype(target.dtype)
-                start = [0] * target.ndim
-                start[axis] = slots[i]
-                target = jax.lax.dynamic_update_slice(target, entry, start)
-            return target
-
-        return state._replace(
-            prompt_kv=jax.tree.map(partial(put, axis=1), state.prompt_kv, prefix.kv),
-            prompt_length=put(state.prompt_length, prefix.length),
-            token=put(state.token, token.reshape(n, g)),
-            logprob=put(state.logprob, logprob.reshape(n, g)),
-            length=put(state.length, jnp.zeros((n, g), jnp.int32)),
-            done=put(state.done, jnp.zeros((n, g), bool)),
-            max_new=put(state.max_new, max_new),
-            temperature=put(state.temperature, temperature),
-            key=put(state.key, rows),
+        new = Rows(
+            prompt_length=prompt_length,
+            token=token.reshape(n, g),
+            logprob=logprob.reshape(n, g),
+            length=jnp.zeros((n, g), jnp.int32),
+            done=jnp.zeros((n, g), bool),
+            max_new=max_new,
+            temperature=temperature,
+            key=key,
         )
+        return jax.tree.map(lambda target, entries: _put(target, entries, slots), rows, new)
 
     def _generate_fn(self, params: Params, state: DecodeState) -> tuple[DecodeState, Int[Array, "rows columns"]]:
         s, g = self.slots, self.group
-        prompt_valid = jnp.arange(self.prompt_len) < state.prompt_length[:, None]
-        temperature = jnp.repeat(state.temperature, g)
+        prompt_length = state.rows.prompt_length
+        prompt_valid = jnp.arange(self.prompt_len) < prompt_length[:, None]
+        temperature = jnp.repeat(state.rows.temperature, g)
         eos_ids = jnp.asarray(self.eos_ids, jnp.int32)
 
-        def step(state: DecodeState, _: None) -> tuple[DecodeState, tuple[Array, Array, Array]]:
-            valid = ~state.done
-            emitted = jnp.where(valid, state.token, self.pad_id), valid, jnp.where(valid, state.logprob, 0.0)
-            length = state.length + valid
-            ended = jnp.isin(state.token, eos_ids) | (length >= state.max_new[:, None])
+        def step(carry: tuple[KV, Rows], _: None) -> tuple[tuple[KV, Rows], tuple[Array, Array, Array]]:
+            answer_kv, rows = carry
+            valid = ~rows.done
+            emitted = jnp.where(valid, rows.token, self.pad_id), valid, jnp.where(valid, rows.logprob, 0.0)
+            length = rows.length + valid
+            ended = jnp.isin(rows.token, eos_ids) | (length >= rows.max_new[:, None])
             hidden, answer_kv = decoder.decode_step(
-                params, self.cfg, state.token, state.prompt_length[:, None] + state.length,
-                state.prompt_kv, prompt_valid, state.answer_kv, state.length,
+                params, self.cfg, rows.token, prompt_length[:, None] + rows.length, state.prompt_kv, prompt_valid,
+                answer_kv, rows.length,
             )  # fmt: skip
             token, logprob = sample(
-                decoder.logits(params, self.cfg, hidden).reshape(s * g, -1), state.key.reshape(s * g, 2),
+                decoder.logits(params, self.cfg, hidden).reshape(s * g, -1), rows.key.reshape(s * g, 2),
                 length.reshape(-1), temperature, top_k=self.top_k, top_p=self.top_p,
             )  # fmt: skip
-            state = state._replace(
-                answer_kv=answer_kv,
-                token=jnp.where(valid, token.reshape(s, g), state.token),
-                logprob=jnp.where(valid, logprob.reshape(s, g), state.logprob),
-                length=length,
-                done=state.done | ended,
+            rows = rows._replace(
+                token=token.reshape(s, g), logprob=logprob.reshape(s, g), length=length, done=rows.done | ended
             )
-            return state, emitted
+            return (answer_kv, rows), emitted
 
-        state, (tokens, valid, logprobs) = jax.lax.scan(step, state, None, length=self.steps_per_sync)
+        carry = (state.answer_kv, state.rows)
+        (answer_kv, rows), (tokens, valid, logprobs) = jax.lax.scan(step, carry, None, length=self.steps_per_sync)
+        state = DecodeState(state.prompt_kv, answer_kv, rows)
 
         def columns(x: Array) -> Array:
             return jnp.moveaxis(x, 0, -1).reshape(s * g, self.steps_per_sync)
 
-        data = [columns(tokens), columns(valid).astype(jnp.int32), state.length.reshape(s * g, 1)]
+        data = [columns(tokens), columns(valid).astype(jnp.int32), rows.length.reshape(s * g, 1)]
         data.append(jax.lax.bitcast_convert_type(columns(logprobs), jnp.int32))
         return state, jnp.concatenate(data, axis=-1)
 
@@ -288,10 +288,13 @@ class DecoderEngine(engine_api.Engine):
 
         The same prompt may stand for the same slot several times (padding of a batch).
         """
-        return self._insert(
-            prefix, decode_state, jnp.asarray(slots, jnp.int32), jnp.asarray(keys, jnp.uint32),
+        slots = jnp.asarray(slots, jnp.int32)
+        prompt_kv = self._insert_prompts(decode_state.prompt_kv, prefix.kv, slots)
+        rows = self._insert_rows(
+            decode_state.rows, prefix.logits, prefix.length, slots, jnp.asarray(keys, jnp.uint32),
             jnp.asarray(temperature, jnp.float32), jnp.asarray(max_new, jnp.int32),
         )  # fmt: skip
+        return DecodeState(prompt_kv, decode_state.answer_kv, rows)
 
     def log_probs(self, result: engine_api.ResultTokens) -> Float[np.ndarray, "rows k"]:
         """The log-probs of the tokens of `result` (0 where nothing is valid), read from the same array."""
@@ -440,3 +443,13 @@ def prefill_buckets(prompt_len: int) -> tuple[int, ...]:
         buckets.append(size)
         size *= 2
     return (*buckets, prompt_len)
+
+
+def _put(target: Array, new: Array, slots: Int[Array, " N"], axis: int = 0) -> Array:
+    """The N entries of `new` along `axis`, each written over the beginning of what its slot holds."""
+    for i in range(new.shape[axis]):
+        entry = jax.lax.slice_in_dim(new, i, i + 1, axis=axis).astype(target.dtype)
+        start = [0] * target.ndim
+        start[axis] = slots[i]
+        target = jax.lax.dynamic_update_slice(target, entry, start)
+    return target

@@ -1,0 +1,100 @@
+"""A tiny random decoder with large weights, and a plain decoder to compare the engine with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from looptool_jax.inference.batch import Request
+from looptool_jax.models import decoder
+from looptool_jax.models.config import DecoderConfig
+
+CFG = DecoderConfig(
+    "qwen3", vocab_size=48, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
+)
+EOS, PAD = (3, 5), 0
+LONGEST = 64
+
+
+@dataclass(frozen=True)
+class Tiny:
+    cfg: DecoderConfig
+    params: decoder.Params
+    other_params: decoder.Params
+    logprobs: Callable[[Sequence[int]], np.ndarray]
+    """Log-softmax after every token of a sequence, by one forward pass over all of it: [len, vocab]."""
+
+    def greedy(self, prompt: Sequence[int], max_new: int) -> list[int]:
+        """Step by step, the whole sequence anew for every token."""
+        tokens = list(prompt)
+        while len(tokens) < len(prompt) + max_new and (len(tokens) == len(prompt) or tokens[-1] not in EOS):
+            tokens.append(int(self.logprobs(tokens)[-1].argmax()))
+        return tokens[len(prompt) :]
+
+    def answer_logprobs(self, prompt: Sequence[int], answer: Sequence[int]) -> np.ndarray:
+        table = self.logprobs([*prompt, *answer])
+        return table[np.arange(len(prompt) - 1, len(prompt) + len(answer) - 1), list(answer)]
+
+
+def _params(seed: int) -> decoder.Params:
+    params = decoder.init_params(CFG, jax.random.key(seed))
+    return jax.tree.map(lambda leaf: leaf * 4 if leaf.ndim > 2 else leaf, params) | {
+        "embedding": params["embedding"] * 25
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    params = _params(0)
+
+    @jax.jit
+    def table(tokens, length):
+        positions = jnp.arange(LONGEST)[None]
+        hidden, _ = decoder.forward(params, CFG, tokens[None], positions, (positions < length).astype(jnp.int32))
+        return jax.nn.log_softmax(decoder.logits(params, CFG, hidden[0]))
+
+    def logprobs(tokens: Sequence[int]) -> np.ndarray:
+        padded = np.zeros(LONGEST, np.int32)
+        padded[: len(tokens)] = tokens
+        return np.asarray(table(padded, len(tokens)))[: len(tokens)]
+
+    return Tiny(CFG, params, _params(1), logprobs)
+
+
+@pytest.fixture(scope="session")
+def requests() -> list[Request]:
+    """Ragged prompts in several buckets, greedy and sampled, ends early and late."""
+    rng = np.random.default_rng(0)
+    lengths, limits = (1, 16, 40, 17, 5, 33, 29), (12, 7, 12, 1, 12, 9, 12)
+    return [
+        Request(f"r{i}", rng.integers(6, 48, length).tolist(), (9, i), (0.0, 1.0, 1.5)[i % 3], limit)
+        for i, (length, limit) in enumerate(zip(lengths, limits, strict=True))
+    ]
+
+
+@pytest.fixture(scope="session")
+def make_engine(tiny) -> Callable:
+    from looptool_jax.inference.engine import DecoderEngine
+
+    def make(**options):
+        sizes = {"slots": 3, "prompt_len": 40, "answer_len": 12, "steps_per_sync": 5, "eos_ids": EOS, "pad_id": PAD}
+        return DecoderEngine(tiny.cfg, **sizes | options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def engine(make_engine):
+    """Three slots of groups of four on one device."""
+    return make_engine(group=4)
+
+
+@pytest.fixture(scope="session")
+def single(make_engine):
+    """Three slots of one answer on one device."""
+    return make_engine(group=1, steps_per_sync=4, prefill_batch=2)

@@ -1,0 +1,129 @@
+"""The engine by JetStream's contract, driven by hand."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from looptool_jax.inference.batch import generate
+from looptool_jax.parallel.mesh import MeshConfig, ShardingError, make_mesh
+
+HEAD_MEMBERS = ("prefill_multisampling", "bulk_insert", "free_resource", "use_chunked_prefill", "prefill_chunk_size")
+
+
+def _padded(engine, prompt):
+    return np.array(prompt + [engine.pad_id] * (engine.bucket(len(prompt)) - len(prompt)), np.int32)
+
+
+def _by_hand(engine, params, state, prompt, slot, syncs, **options):
+    """Prefill, insert, generate: tokens and log-probs of the slot's rows, with the state after it."""
+    params = engine.load_params(params)
+    prefix = engine.prefill(params=params, padded_tokens=_padded(engine, prompt), true_length=len(prompt))
+    state = engine.insert(prefix, state, slot, **options)
+    tokens, logprobs = ([[] for _ in range(engine.group)] for _ in range(2))
+    for _ in range(syncs):
+        state, result = engine.generate(params, state)
+        result = result.convert_to_numpy()
+        rows = result.get_result_at_slot(slot)
+        assert rows.tokens.shape == rows.valid.shape == (engine.group, engine.steps_per_sync)
+        for g in range(engine.group):
+            valid = rows.valid[g].astype(bool)
+            tokens[g] += rows.tokens[g][valid].tolist()
+            logprobs[g] += engine.log_probs(result)[slot * engine.group + g][valid].tolist()
+            assert rows.lengths[g] == len(tokens[g])
+            assert (rows.tokens[g][~valid] == engine.pad_id).all()
+    return tokens, logprobs, state
+
+
+def test_it_is_a_jetstream_engine(engine):
+    from jetstream.engine.engine_api import Engine
+
+    assert isinstance(engine, Engine)
+    assert not type(engine).__abstractmethods__
+    assert all(hasattr(engine, name) for name in HEAD_MEMBERS)
+    assert (engine.max_concurrent_decodes, engine.samples_per_slot, engine.max_prefill_length) == (3, 4, 40)
+    assert engine.mesh.axis_names == ("data", "fsdp", "tensor")
+    assert engine.get_tokenizer().path == ""
+
+
+def test_one_request_by_hand(engine, tiny, requests):
+    prompt = requests[1].tokens
+    tokens, logprobs, state = _by_hand(engine, tiny.params, engine.init_decode_state(), prompt, 1, syncs=3)
+    expected = tiny.greedy(prompt, engine.answer_len)
+    assert tokens == [expected] * 4
+    np.testing.assert_allclose(logprobs[0], tiny.answer_logprobs(prompt, expected), atol=1e-4)
+    _, result = engine.generate(engine.load_params(tiny.params), state)
+    assert not result.convert_to_numpy().get_result_at_slot(1).valid.any(), "an ended answer goes on"
+    assert not result.convert_to_numpy().get_result_at_slot(0).valid.any(), "an empty slot speaks"
+
+
+def test_a_slot_is_taken_over_while_others_go_on(engine, tiny, requests):
+    long, short = requests[2].tokens, requests[4].tokens
+    _, _, state = _by_hand(engine, tiny.params, engine.init_decode_state(), long, 0, syncs=1)
+    tokens, _, state = _by_hand(engine, tiny.params, state, short, 0, syncs=3, max_new=6)
+    assert tokens == [tiny.greedy(short, 6)] * 4
+
+
+def test_bulk_insert_puts_one_prompt_into_several_slots(engine, tiny, requests):
+    prompt = requests[3].tokens
+    prefix, nothing = engine.prefill_multisampling(
+        params=engine.load_params(tiny.params),
+        padded_tokens=_padded(engine, prompt),
+        true_length=len(prompt),
+        num_samples=4,
+    )
+    assert not nothing.get_result_at_slot(0).valid.any()
+    state = engine.bulk_insert(prefix, engine.init_decode_state(), [0, 2])
+    _, result = engine.generate(engine.load_params(tiny.params), state)
+    result = result.convert_to_numpy()
+    expected = tiny.greedy(prompt, engine.steps_per_sync)
+    for slot in (0, 2):
+        rows = result.get_result_at_slot(slot)
+        assert rows.tokens[0][rows.valid[0].astype(bool)].tolist() == expected
+    assert not result.get_result_at_slot(1).valid.any()
+
+
+def test_new_weights_slots_and_temperatures_need_no_compilation(engine, tiny, requests):
+    compiled = (engine._prefill, engine._insert_prompts, engine._insert_rows, engine._generate)
+    before = generate(engine, tiny.params, requests)
+    sizes = [function._cache_size() for function in compiled]
+    after = generate(engine, tiny.other_params, requests[::-1])
+    assert [function._cache_size() for function in compiled] == sizes
+    assert sizes == [3, 3, 1, 1], "one for each bucket, and one"
+    assert before != after[::-1], "the engine did not take the new weights"
+
+
+def test_the_decode_state_is_donated(engine, tiny):
+    state = engine.init_decode_state()
+    engine.generate(engine.load_params(tiny.params), state)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_buckets_are_powers_of_two_up_to_the_prompt_length(engine):
+    assert engine.buckets == (16, 32, 40)
+    assert [engine.bucket(length) for length in (1, 16, 17, 32, 33, 40)] == [16, 16, 32, 32, 40, 40]
+
+
+def test_bad_sizes_are_refused(make_engine):
+    from looptool_jax.inference.engine import EngineError
+
+    with pytest.raises(EngineError, match="slots is 0"):
+        make_engine(slots=0)
+    with pytest.raises(EngineError, match="eos_ids is empty"):
+        make_engine(eos_ids=())
+    with pytest.raises(ShardingError, match="slots of 3 rows"):
+        make_engine(mesh=make_mesh(MeshConfig(4, 1, 2)))
+
+
+def test_bad_calls_are_refused(engine, tiny):
+    from looptool_jax.inference.engine import EngineError
+
+    with pytest.raises(EngineError, match="existing prefix"):
+        engine.prefill(params=tiny.params, existing_prefix=(), padded_tokens=np.zeros(16, np.int32), true_length=3)
+    with pytest.raises(EngineError, match="a prompt of 20 tokens padded to 16"):
+        engine.prefill(params=tiny.params, padded_tokens=np.zeros(16, np.int32), true_length=20)
+    with pytest.raises(EngineError, match="groups of 4"):
+        engine.prefill_multisampling(
+            params=tiny.params, padded_tokens=np.zeros(16, np.int32), true_length=3, num_samples=2
+        )
