@@ -130,8 +130,8 @@ def supplied(rng: Random, world: World, tool: WorldTool) -> Scene:
         _text(wording.clarify(rng, tool, missing)),
         _user(wording.give(rng, "supply", tool, later)),
     )
-    complete = arguments | later
-    return _continue(world, messages, [_call(tool, {name: complete[name] for name in tool.parameters if name in complete})])
+    complete = {name: (arguments | later)[name] for name in tool.parameters if name in values}
+    return _continue(world, messages, [_call(tool, complete)])
 
 
 def repeated(rng: Random, world: World, tool: WorldTool) -> Scene:

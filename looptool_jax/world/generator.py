@@ -188,7 +188,8 @@ def _topic(split: Split, leaf: Leaf) -> tuple[Leaf, ...]:
 @cache
 def _unrelated(split: Split, leaf: Leaf) -> tuple[Leaf, ...]:
     """Leaves of other domains that share no object with this one."""
-    return tuple(other for other in split_leaves(split) if other.domain != leaf.domain and not other.objects & leaf.objects)
+    leaves = split_leaves(split)
+    return tuple(other for other in leaves if other.domain != leaf.domain and not other.objects & leaf.objects)
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any
 from looptool_jax.toolcall.records import Tool
 from looptool_jax.world.errors import WorldError
 from looptool_jax.world.trees import Leaf, Parameter, Split, constraints, leaves, split_leaves
-from looptool_jax.world.values import coined, draw, json_type, schema
+from looptool_jax.world.values import coined, json_type, schema
 
 VARIANTS = 48
 """How many concrete tools are drawn from a leaf."""

@@ -138,7 +138,7 @@ def leaves() -> dict[str, Leaf]:
     """Every function leaf by key, in the order of the files."""
     found: dict[str, Leaf] = {}
     folder = resources.files("looptool_jax.world").joinpath("trees", "context")
-    for domain in sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")):
+    for domain in sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")):
         for topic, content in _read(f"context/{domain}.yaml").items():
             for key, raw in content["leaves"].items():
                 if key in found:

@@ -6,11 +6,12 @@ A careful reader can always tell which parameter a value belongs to and how it i
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
 from typing import Any
 
+from looptool_jax.toolcall.records import Message
 from looptool_jax.world.tools import WorldTool
 from looptool_jax.world.trees import Leaf, Parameter, phrases
 from looptool_jax.world.values import enumerate_words, surface, written
@@ -118,13 +119,19 @@ def refuse(rng: Random) -> str:
     return rng.choice(phrases()["refuse"])
 
 
+def speak_as(rng: Random, message: Message) -> Message:
+    """The same user turn, opened by someone who says who they are."""
+    return replace(message, content=f"{rng.choice(phrases()['persona'])} {message.content}")
+
+
 def report(result: dict[str, Any]) -> str:
     """What the assistant tells the user after a tool result."""
     if "error" in result:
         return f"That did not work: {result['error']}."
     if "results" in result:
         return f"I found {enumerate_words(result['results'])}."
-    facts = [f"{name.replace('_', ' ')} {written(value)}" for name, value in result.items() if name not in ("status", "id")]
+    told = {name: value for name, value in result.items() if name not in ("status", "id")}
+    facts = [f"{name.replace('_', ' ')} {written(value)}" for name, value in told.items()]
     return f"Done: {', '.join(facts)}." if facts else "Done."
 
 
@@ -149,7 +156,7 @@ def _mentions(rng: Random, order: Order, sentences: bool, with_id: bool = False)
     names = list(said)
     rng.shuffle(names)
     names.sort(key=lambda name: order.tool.parameters[name].shape in ("list", "object"))
-    claimed = _shared_patterns(order.tool.leaf)
+    claimed = shared_patterns(order.tool.leaf)
     inline: list[str] = []
     after_comma: list[str] = []
     apart: list[str] = []
@@ -182,7 +189,7 @@ def _outright(rng: Random, parameter: Parameter, value: Any) -> str:
 
 
 @cache
-def _shared_patterns(leaf: Leaf) -> frozenset[str]:
+def shared_patterns(leaf: Leaf) -> frozenset[str]:
     """Patterns that two parameters of the leaf share: they would not tell which one is meant."""
     heads = Counter(head for parameter in leaf.parameters for head in {_head(text) for text in parameter.say})
     return frozenset(
