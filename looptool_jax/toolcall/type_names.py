@@ -153,7 +153,7 @@ def has_type(value: Any, name: str) -> bool:
 
 
 def convert_values(out: dict[str, Any], where: str) -> None:
-    """Convert `default` and `enum` of a schema node, in place, to its declared type where they are stored as another."""
+    """Convert, in place, a node's `default` and `enum` to its declared type where they are stored as another."""
     declared = declared_types(out)
     if "enum" in out:
         options = out["enum"]

@@ -80,6 +80,11 @@ CONVERSATIONS = {
     "reasoning inside the content": [USER, Message("assistant", "<think>\nhm\n</think>\n\nfine"), USER],
     "reasoning inside the last content": [USER, Message("assistant", "<think>\nhm\n</think>\n\nfine")],
     "a tool result as a user turn": [USER, ONE_CALL, Message("user", "<tool_response>\n3\n</tool_response>"), ANSWER],
+    "reasoning before a tool result as a user turn": [
+        USER,
+        Message("assistant", "", ONE_CALL.calls, reasoning="hm"),
+        Message("user", "<tool_response>\n3\n</tool_response>"),
+    ],
     "leading newlines": [USER, Message("assistant", "\n\n text \n", ONE_CALL.calls)],
     "only newlines before a call": [USER, Message("assistant", "\n", ONE_CALL.calls)],
     "empty answer": [USER, Message("assistant", ""), USER],

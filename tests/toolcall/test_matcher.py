@@ -284,6 +284,7 @@ HOLES = {
     ),
     "text label vs nothing": ("", Target(text="No.", intent="refuse"), True, False),
     "text label vs an unclosed think": ("<think>\nhm", Target(text="No.", intent="refuse"), True, False),
+    "text label vs a closing tag": ("Fine.</tool_call>", Target(text="No.", intent="refuse"), False, False),
     "prose before a call": (f"Let me see.\n{written(g(a=1))}", Target(calls=(g(a=1),)), True, True),
     "prose after a call": (f"{written(g(a=1))}\nDone.", Target(calls=(g(a=1),)), True, False),
     "no think block": (written(g(a=1)), Target(calls=(g(a=1),)), True, True),
