@@ -107,7 +107,9 @@ def test_verification():
 
 
 def test_single_turn_expansion():
-    reply = 'INPUT:\nTake me to Bonn.\n\nQuickly, please.\nOUTPUT:\n{"name": "find_route", "arguments": {"goal": "Bonn"}}'
+    reply = (
+        'INPUT:\nTake me to Bonn.\n\nQuickly, please.\nOUTPUT:\n{"name": "find_route", "arguments": {"goal": "Bonn"}}'
+    )
     new = parse_expansion(reply, SAMPLE)
     assert isinstance(new, Expansion)
     assert new.messages == (SAMPLE.messages[0], Message("user", "Take me to Bonn.\n\nQuickly, please."))

@@ -24,10 +24,10 @@ Variant = Literal["full", "compact"]
 SCENARIOS: dict[str, str] = {
     "complexity": "change the complexity. Ask for more or fewer things at once, or need other functions or more "
     "arguments than the original, with values of another size or kind.",
-    "persona": "change who is asking. Another profession, age or mood speaks, in the words such a person would use, and "
-    "the values fit that person's life.",
-    "interaction": "change how the dialogue goes. Turn one turn into several or the reverse; let a value be given in an "
-    "earlier turn, in a tool result, or corrected by the user.",
+    "persona": "change who is asking. Another profession, age or mood speaks, in the words such a person would use, "
+    "and the values fit that person's life.",
+    "interaction": "change how the dialogue goes. Turn one turn into several or the reverse; let a value be given in "
+    "an earlier turn, in a tool result, or corrected by the user.",
     "data": "change the data. Keep the kind of request and draw every value anew: unusual names, edge values, other "
     "dates, amounts and units.",
 }
@@ -146,9 +146,7 @@ def response_text(response: Target | str) -> str:
 
 def tools_text(tools: Sequence[Tool]) -> str:
     """One tool per line, in the wrapper and the JSON the chat template uses."""
-    return "\n".join(
-        json.dumps({"type": "function", "function": tool.to_json()}, ensure_ascii=False) for tool in tools
-    )
+    return "\n".join(json.dumps({"type": "function", "function": tool.to_json()}, ensure_ascii=False) for tool in tools)
 
 
 def conversation_text(messages: Sequence[Message]) -> str:

@@ -1,0 +1,280 @@
+"""Warm-up: supervised training before the loop.
+
+`train_nano` makes the embedded model from nothing: tokenizer, policy, judge. It is the command its shipped weights were
+made with. `sft_warmup` trains any loaded model on the targets of given samples, for policies that have never seen the
+task (the paper's backbone has, and needs none).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from looptool_jax.data.store import read_jsonl, write_jsonl
+from looptool_jax.inference.answers import AnswerConfig, Answerer
+from looptool_jax.inference.lm import LanguageModel
+from looptool_jax.loop import nano_examples as examples
+from looptool_jax.loop.keys import key_for
+from looptool_jax.loop.nano_tokenizer import build_tokenizer
+from looptool_jax.models import decoder
+from looptool_jax.models.config import DecoderConfig
+from looptool_jax.models.hf import save_pretrained
+from looptool_jax.parallel.mesh import MeshConfig, make_mesh
+from looptool_jax.parallel.rules import param_shardings
+from looptool_jax.toolcall import ChatTokenizer, Sample, match
+from looptool_jax.training import checkpoint
+from looptool_jax.training.optimizer import (
+    OptimizerConfig,
+    TrainState,
+    abstract_state,
+    init_state,
+    make_optimizer,
+    state_shardings,
+)
+from looptool_jax.training.sft import SftBatch, SftConfig, epoch_batches, make_sft_step, pack
+from looptool_jax.world import generate as world_samples
+
+Log = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of nano's training.
+
+    steps: updates, each on rows × length tokens. mix: share of each task among the examples.
+    categories: of the world's samples, None for all. prompt_weight: of the tokens of a prompt to answer in the loss (it
+    teaches copying); prompts of the other tasks weigh a fifth of it.
+    """
+
+    steps: int
+    rows: int
+    length: int
+    mix: dict[str, float] = field(default_factory=lambda: {"answer": 1.0})
+    categories: tuple[str, ...] | None = None
+    prompt_weight: float = 0.3
+
+
+_MIX = {"answer": 0.45, "judge": 0.3, "verify": 0.1, "expand": 0.15}
+
+
+@dataclass(frozen=True)
+class NanoConfig:
+    """The recipe of the shipped weights; another seed or another number changes them.
+
+    The policy is written after stage number `policy_stage` (from 1), the judge, which has seen more, at the end. Stages
+    after the policy's learn to judge its own mistakes.
+    """
+
+    seed: int = 1
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 32
+    learning_rate: float = 3.5e-3
+    warmup_steps: int = 100
+    stages: tuple[Stage, ...] = (
+        Stage(1200, 16, 256, categories=("single",)),
+        Stage(2400, 8, 512),
+        Stage(2200, 8, 512, _MIX, prompt_weight=0.1),
+        Stage(2200, 8, 512, _MIX, prompt_weight=0.0),
+    )
+    policy_stage: int = 2
+    tokenizer_samples: int = 12000
+    chunk_samples: int = 1500
+    mistakes: int = 4000
+    checkpoint_chunks: int = 6
+    evaluation_samples: int = 200
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """Plain supervised training on samples' targets: AdamW, cosine to zero, loss on answer tokens only."""
+
+    epochs: int = 1
+    rows: int = 8
+    length: int = 2048
+    learning_rate: float = 1e-5
+    warmup_share: float = 0.05
+    micro_batches: int = 1
+    compute_dtype: str = "float32"
+    seed: int = 0
+
+
+def train_nano(cfg: NanoConfig, out_dir: str | Path, log: Log) -> None:
+    """Makes out_dir/tokenizer, out_dir/policy and out_dir/judge (Hugging Face format).
+
+    Reproducible from `cfg` on the same machine, and resumable: a second call continues from the newest checkpoint in
+    out_dir/checkpoints. `log` gets rows of the training curve (loss; held-out exact match by category at checkpoints).
+    """
+    out = Path(out_dir)
+    if not (out / "tokenizer" / "tokenizer.json").is_file():
+        build_tokenizer(tokenizer_texts(cfg), out / "tokenizer")
+    tokenizer = ChatTokenizer.from_pretrained(out / "tokenizer", "qwen3")
+    model = DecoderConfig(
+        "qwen3", tokenizer.vocab_size, cfg.hidden_size, cfg.intermediate_size, cfg.num_layers, cfg.num_heads,
+        cfg.num_kv_heads, cfg.head_dim, rope_theta=10000.0, max_position_embeddings=2048,
+    )  # fmt: skip
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    steps = sum(stage.steps for stage in cfg.stages)
+    optimizer = OptimizerConfig("adamw", cfg.learning_rate, "cosine", cfg.warmup_steps, steps, b2=0.98)
+    trainer = _Trainer(model, mesh, optimizer, SftConfig())
+    state = trainer.fresh(decoder.init_params(model, jax.random.key(cfg.seed)))
+    lm = LanguageModel(model, state.params, tokenizer, mesh)
+    cursor = {"stage": 0, "chunk": 0, "done": 0}
+    if (newest := checkpoint.latest(out / "checkpoints")) is not None:
+        restored = checkpoint.restore(newest, trainer.abstract)
+        state, cursor = restored.state, restored.extra
+    held_out = world_samples("heldout", cfg.evaluation_samples, cfg.seed)
+
+    def commit(state: TrainState, cursor: dict[str, int]) -> None:
+        checkpoint.save(checkpoint.step_path(out / "checkpoints", int(state.step)), state, cursor, keep=2)
+        log({"step": int(state.step), "accuracy": accuracy(lm.with_params(state.params), held_out)})
+
+    while cursor["stage"] < len(cfg.stages):
+        stage = cfg.stages[cursor["stage"]]
+        chunks = _chunks(cfg, cursor["stage"], cursor["chunk"], tokenizer, out)
+        while cursor["done"] < stage.steps:
+            losses = []
+            for batch in next(chunks):
+                if cursor["done"] == stage.steps:
+                    break
+                state, metrics = trainer.step(state, batch)
+                losses.append(metrics["loss"])
+                cursor["done"] += 1
+            cursor["chunk"] += 1
+            log({"step": int(state.step), "stage": cursor["stage"] + 1, "loss": float(np.mean(jax.device_get(losses)))})
+            if cursor["chunk"] % cfg.checkpoint_chunks == 0:
+                commit(state, cursor)
+        cursor = {"stage": cursor["stage"] + 1, "chunk": 0, "done": 0}
+        if cursor["stage"] == cfg.policy_stage:
+            save_pretrained(state.params, model, out / "policy", out / "tokenizer")
+            write_jsonl(str(out / "mistakes.jsonl"), _mistakes(lm.with_params(state.params), cfg))
+        commit(state, cursor)
+    save_pretrained(state.params, model, out / "judge", out / "tokenizer")
+
+
+def sft_warmup(
+    lm: LanguageModel, samples: Sequence[Sample], cfg: WarmupConfig, log: Log, thinking: bool = False
+) -> LanguageModel:
+    """The model after training on the samples' targets. Samples longer than a row are left out, and logged.
+
+    Raises ValueError where no batch can be filled.
+    """
+    encoded = [examples.answer_example(sample).encode(lm.tokenizer, thinking) for sample in samples]
+    packed = pack(encoded, cfg.length)
+    steps = cfg.epochs * (len(packed.batch.tokens) // cfg.rows)
+    if steps == 0:
+        raise ValueError(
+            f"warm-up: {len(samples)} samples fill {len(packed.batch.tokens)} rows of {cfg.length} tokens, fewer than "
+            f"the {cfg.rows} of a batch; give more samples or fewer rows"
+        )
+    log({"samples": len(samples), "too_long": packed.dropped, "steps": steps})
+    optimizer = OptimizerConfig("adamw", cfg.learning_rate, "cosine", int(steps * cfg.warmup_share), steps)
+    sft = SftConfig(micro_batches=cfg.micro_batches, compute_dtype=cfg.compute_dtype)
+    trainer = _Trainer(lm.cfg, lm.mesh, optimizer, sft)
+    state = trainer.fresh(lm.params)
+    for epoch in range(cfg.epochs):
+        for batch in epoch_batches(packed.batch, cfg.rows, cfg.seed, epoch):
+            state, metrics = trainer.step(state, batch)
+            log({"step": int(state.step), "loss": float(metrics["loss"])})
+    return lm.with_params(state.params)
+
+
+def tokenizer_texts(cfg: NanoConfig) -> Iterator[str]:
+    """What the tokenizer is trained on: prompts and targets of the world's training split."""
+    from looptool_jax.toolcall import get_format
+
+    chat = get_format("qwen3")
+    for sample in world_samples("train", cfg.tokenizer_samples, _SEEDS + cfg.seed):
+        yield chat.render(sample.messages, sample.tools, thinking=False) + chat.render_target(sample.target)
+
+
+def accuracy(lm: LanguageModel, samples: Sequence[Sample]) -> dict[str, float]:
+    """Greedy exact match (strict matcher) in all and by category."""
+    right: dict[str, list[bool]] = {"all": []}
+    for sample, text in zip(samples, _answers(lm, samples, 0.0), strict=True):
+        ok = match(text, sample.target, sample.tools).ok
+        right["all"].append(ok)
+        right.setdefault(sample.category, []).append(ok)
+    return {name: round(float(np.mean(oks)), 4) for name, oks in sorted(right.items())}
+
+
+_SEEDS = 1_000_000  # the world's seeds from here on are the warm-up's; a run takes smaller ones
+_SIZES = AnswerConfig(prompt_tokens=640, answer_tokens=160, slots=32, prefill_batch=4)
+
+
+class _Trainer:
+    """The compiled update of one model, and the shapes of its state."""
+
+    def __init__(self, model: DecoderConfig, mesh: Mesh, optimizer_cfg: OptimizerConfig, sft: SftConfig) -> None:
+        shapes, axes = decoder.abstract_params(model), decoder.logical_axes(model)
+        self._optimizer = make_optimizer(optimizer_cfg, axes)
+        self._shardings = state_shardings(self._optimizer, shapes, param_shardings(mesh, axes, shapes), mesh)
+        self.abstract = abstract_state(self._optimizer, shapes, self._shardings)
+        self.step = make_sft_step(model, sft, self._optimizer, mesh, self._shardings)
+
+    def fresh(self, params: decoder.Params) -> TrainState:
+        return init_state(self._optimizer, params, self._shardings)
+
+
+def _chunks(
+    cfg: NanoConfig, stage: int, first: int, tokenizer: ChatTokenizer, out: Path
+) -> Iterator[Iterator[SftBatch]]:
+    """The stage's data from chunk `first` on; the next chunk is made while the present one is trained on."""
+    mistakes = list(read_jsonl(str(out / "mistakes.jsonl"))) if stage >= cfg.policy_stage else []
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(_chunk, cfg, stage, first, tokenizer, mistakes)
+        while True:
+            batch = coming.result()
+            first += 1
+            coming = pool.submit(_chunk, cfg, stage, first, tokenizer, mistakes)
+            yield epoch_batches(batch, cfg.stages[stage].rows, cfg.seed, first)
+
+
+def _chunk(
+    cfg: NanoConfig, number: int, chunk: int, tokenizer: ChatTokenizer, mistakes: list[dict[str, Any]]
+) -> SftBatch:
+    """Packed rows of one chunk of a stage: everything follows from (seed, stage, chunk)."""
+    stage = cfg.stages[number]
+    low, high = key_for("nano", cfg.seed, number, chunk)
+    seed = _SEEDS + (low | high << 32) % 2**40
+    samples = world_samples("train", cfg.chunk_samples, seed, stage.categories)
+    made = examples.make(samples, stage.mix, mistakes, seed)
+    parts = []
+    for task in examples.TASKS:
+        weight = stage.prompt_weight * (1.0 if task == "answer" else 0.2)
+        encoded = [example.encode(tokenizer) for example in made if example.task == task]
+        if encoded:
+            parts.append(pack(encoded, stage.length, prompt_weight=weight).batch)
+    batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    if len(batch.tokens) < stage.rows:
+        raise ValueError(
+            f"nano: a chunk of {cfg.chunk_samples} samples fills {len(batch.tokens)} rows, fewer than the {stage.rows} of "
+            "a batch; raise chunk_samples"
+        )
+    return batch
+
+
+def _mistakes(lm: LanguageModel, cfg: NanoConfig) -> list[dict[str, Any]]:
+    """Wrong answers of the policy to new training samples, drawn at temperature 1."""
+    samples = world_samples("train", cfg.mistakes, 2 * _SEEDS + cfg.seed)
+    return [
+        {"sample": sample.to_json(), "response": text}
+        for sample, text in zip(samples, _answers(lm, samples, 1.0), strict=True)
+        if not match(text, sample.target, sample.tools).ok
+    ]
+
+
+def _answers(lm: LanguageModel, samples: Sequence[Sample], temperature: float) -> list[str]:
+    keys = [key_for("warm-up", sample.id) for sample in samples]
+    groups = Answerer(lm).groups(samples, 1, keys, temperature, _SIZES, lambda tokens: None)
+    return [group[0].text for group in groups]

@@ -1,0 +1,166 @@
+"""The warm-up learns, resumes and reproduces; its examples carry true labels; the shipped model is what it says."""
+
+from __future__ import annotations
+
+import random
+from importlib.resources import files
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from looptool_jax.loop import nano_examples as examples
+from looptool_jax.loop.nano_mistakes import equivalent_response, wrong_response
+from looptool_jax.loop.nano_tokenizer import SCAFFOLDS, SPECIAL, TAGS, build_tokenizer
+from looptool_jax.loop.prompts import parse_expansion, parse_verdict, parse_verification
+from looptool_jax.loop.warmup import NanoConfig, Stage, WarmupConfig, sft_warmup, tokenizer_texts, train_nano
+from looptool_jax.toolcall import ChatTokenizer, Message, Parsed, get_format, match, parse
+from looptool_jax.world import generate
+
+NANO = Path(str(files("looptool_jax.nano")))
+SAMPLES = generate("train", 150, 7)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return ChatTokenizer.from_pretrained(NANO / "policy", "qwen3")
+
+
+def test_wrong_responses_are_wrong_and_equivalent_ones_right():
+    rng = random.Random(1)
+    found = 0
+    for sample in SAMPLES:
+        wrong, same = wrong_response(sample, rng), equivalent_response(sample, rng)
+        if wrong is not None:
+            found += 1
+            assert not match(wrong, sample.target, sample.tools).ok
+        if same is not None:
+            assert same != examples.written(sample.target)
+            assert match(same, sample.target, sample.tools).ok
+    assert found > 0.9 * len(SAMPLES)
+
+
+def test_every_task_ends_in_what_its_reader_reads():
+    mix = {"judge": 1.0, "verify": 1.0, "expand": 1.0}
+    made = examples.make(SAMPLES, mix, [], 3)
+    assert {example.task for example in made} == set(mix)
+    for example in made:
+        if example.task == "judge":
+            verdict = parse_verdict(example.reply)
+            assert verdict is not None and verdict.analysis.startswith("Expected: ")
+        elif example.task == "verify":
+            assert parse_verification(example.reply) is not None
+        else:
+            new = parse_expansion(example.reply, SAMPLES[0])
+            assert not isinstance(new, str), new
+            assert isinstance(parse(new.output_text), Parsed)
+
+
+def test_judge_example_names_the_wrong_response():
+    sample = next(s for s in SAMPLES if s.target.is_call)
+    right, wrong = examples.written(sample.target), "I will not."
+    first, second = (examples.judge_example(sample, *pair) for pair in ((wrong, right), (right, wrong)))
+    assert first.reply.endswith("Response 1: no call.\n[RESPONSE1_INCORRECT]")
+    assert second.reply.endswith("Response 2: no call.\n[RESPONSE2_INCORRECT]")
+    assert examples.judge_example(sample, right, right).reply.endswith("\n[BOTH_CORRECT]")
+    assert examples.judge_example(sample, wrong, "").reply.endswith("\n[BOTH_INCORRECT]")
+
+
+def test_tokenizer_is_lossless_and_speaks_the_template(tokenizer):
+    from transformers import AutoTokenizer
+
+    chat, reference = get_format("qwen3"), AutoTokenizer.from_pretrained(NANO / "policy")
+    assert tokenizer.vocab_size == 2048 == len(reference)
+    for sample in SAMPLES[:60]:
+        written = chat.render_target(sample.target)
+        assert tokenizer.decode(tokenizer.encode_target(sample.target)) == written
+        ids = reference.apply_chat_template(
+            [_as_hf(message) for message in sample.messages],
+            tools=[{"type": "function", "function": tool.to_json()} for tool in sample.tools],
+            add_generation_prompt=True, enable_thinking=False, return_dict=False,
+        )  # fmt: skip
+        assert list(ids) == tokenizer.encode_prompt(sample.messages, sample.tools, False)
+
+
+def test_tokenizer_reads_scaffolds_as_one_token_and_control_tokens_as_text(tokenizer):
+    for scaffold in SCAFFOLDS:
+        assert len(tokenizer.encode_text(scaffold)) == 1, scaffold
+    for tag in (*SPECIAL, *TAGS):
+        ids = tokenizer.encode_text(f"a {tag} b")
+        assert len(ids) > 4 and tokenizer.decode(ids) == f"a {tag} b"
+    text = 'Zażółć 漢字 🙂 \t\r\n 12.5 HB-204 {"name": ""}'
+    assert tokenizer.decode(tokenizer.encode_text(text)) == text
+
+
+def test_building_the_tokenizer_again_gives_the_same_one(tmp_path):
+    cfg = NanoConfig(tokenizer_samples=3000)
+    for name in ("a", "b"):
+        build_tokenizer(tokenizer_texts(cfg), tmp_path / name)
+    assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (tmp_path / "b" / "tokenizer.json").read_bytes()
+
+
+def test_a_value_is_the_same_tokens_in_the_request_and_in_the_call(tokenizer):
+    for value in ("Oslo", "San Jose", "HB-2041", "2026-03-09", "bruno@belcor.io", "Silent Harbour", "12.5"):
+        inside = tokenizer.encode_text(f'"{value}"')[1:-1]
+        said = tokenizer.encode_text(f"it is: {value}; yes")
+        assert any(said[i : i + len(inside)] == inside for i in range(len(said))), value
+
+
+_SMALL = {
+    "hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16,
+    "warmup_steps": 2, "tokenizer_samples": 3000, "chunk_samples": 40, "checkpoint_chunks": 2,
+    "evaluation_samples": 2, "mistakes": 8,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_training_nano_continues_where_it_stopped(tmp_path):
+    stages = (Stage(6, 2, 256, categories=("single",)), Stage(4, 2, 512, {"answer": 0.4, "judge": 0.6}))
+    cfg = NanoConfig(**_SMALL, stages=stages, policy_stage=1)
+    whole: list[dict] = []
+    train_nano(cfg, tmp_path / "whole", whole.append)
+    assert (tmp_path / "whole" / "policy" / "model.safetensors").is_file()
+
+    class Stop(Exception):
+        pass
+
+    def stop_late(row):
+        if row["step"] >= 8:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_nano(cfg, tmp_path / "cut", stop_late)
+    train_nano(cfg, tmp_path / "cut", lambda row: None)
+    for model in ("policy", "judge"):
+        one, other = ((tmp_path / run / model / "model.safetensors").read_bytes() for run in ("whole", "cut"))
+        assert one == other
+
+
+def test_sft_warmup_learns_the_targets():
+    from looptool_jax.inference.lm import ModelConfig, load_language_model
+    from looptool_jax.parallel.mesh import MeshConfig, make_mesh
+
+    lm = load_language_model(ModelConfig(str(NANO / "policy")), make_mesh(MeshConfig(), jax.devices()[:1]))
+    taught = [_shouting(sample) for sample in SAMPLES if sample.target.is_call][:24]
+    rows: list[dict] = []
+    after = sft_warmup(lm, taught, WarmupConfig(epochs=4, rows=2, length=512, learning_rate=1e-3), rows.append)
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    assert not np.array_equal(after.params["embedding"], lm.params["embedding"])
+    with pytest.raises(ValueError, match="fewer than the 64 of a batch"):
+        sft_warmup(lm, taught[:2], WarmupConfig(rows=64, length=512), rows.append)
+
+
+def _shouting(sample):
+    from dataclasses import replace
+
+    calls = tuple(replace(call, name=call.name.upper()) for call in sample.target.calls)
+    return replace(sample, target=replace(sample.target, calls=calls))
+
+
+def _as_hf(message: Message) -> dict:
+    out: dict = {"role": message.role, "content": message.content}
+    if message.calls:
+        out["tool_calls"] = [{"type": "function", "function": call.to_json()} for call in message.calls]
+    return out
