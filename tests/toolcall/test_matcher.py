@@ -243,7 +243,7 @@ SCHEMAS = st.deferred(
 
 
 @given(VALUES, VALUES, SCHEMAS)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_equality_is_reflexive_symmetric_and_finer_than_pythons_on_types(a, b, schema):
     assert equal_values(a, a, schema)
     assert equal_values(a, b, schema) == equal_values(b, a, schema)
@@ -255,7 +255,7 @@ CALLS = st.builds(Call, st.sampled_from("fg"), st.dictionaries(st.sampled_from("
 
 
 @given(st.lists(CALLS, min_size=1, max_size=4), st.lists(CALLS, min_size=1, max_size=4), st.randoms())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_order_of_calls_and_roles_of_the_two_sides_do_not_matter(calls, others, rng):
     shuffled = rng.sample(calls, len(calls))
     assert fits(written(*shuffled), *calls)

@@ -177,7 +177,7 @@ def assert_total(text: str) -> None:
     st.text(max_size=200)
     | st.lists(st.sampled_from([*TAGS, CALL, OTHER, "text", "NaN", ","]), max_size=12).map("".join)
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_no_text_makes_the_parser_raise(text):
     assert_total(text)
 
