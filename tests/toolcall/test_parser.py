@@ -43,7 +43,7 @@ def identical(a, b) -> bool:
 
 
 @given(st.lists(CALLS, min_size=1, max_size=4), st.sampled_from(["qwen3", "smollm2"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @example([Call("f", {"x": "</tool_call>\n<tool_call>\n{}"})], "qwen3")
 @example([Call("f", {"x": {"a": [[{"b": [1, 1.0, True, None, "1"]}]]}})], "qwen3")
 def test_what_is_rendered_is_read_back(calls, name):
