@@ -18,7 +18,7 @@ from looptool_jax.parallel.rules import replicated
 class OptimizerConfig:
     """Defaults: the paper's run (verl's AdamW, constant rate, no warm-up, gradient clip 1.0)."""
 
-    name: Literal["adamw", "muon"] = "adamw"  # muon: weight matrices by Muon, embeddings and norms by Adam
+    name: Literal["adamw", "muon"] = "adamw"  # muon: weight matrices; embeddings and norms by NAdam
     learning_rate: float = 1e-6
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0  # linear, from zero

@@ -27,6 +27,7 @@ from looptool_jax.training.optimizer import (
 )
 
 CFG = DecoderConfig("qwen3", 64, 16, 32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4)
+INIT = jax.jit(decoder.init_params, static_argnums=(0, 2))
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -176,12 +177,12 @@ def test_training_continues_with_the_same_bytes(tmp_path):
         )
         for _ in range(6)
     ]
-    straight = init_state(optimizer, decoder.init_params(CFG, jax.random.key(1)), shardings)
+    straight = init_state(optimizer, INIT(CFG, jax.random.key(1)), shardings)
     start = logical_hash(straight.params)
     for batch in batches:
         straight, _ = step(straight, batch)
 
-    state = init_state(optimizer, decoder.init_params(CFG, jax.random.key(1)), shardings)
+    state = init_state(optimizer, INIT(CFG, jax.random.key(1)), shardings)
     for batch in batches[:3]:
         state, _ = step(state, batch)
     save(tmp_path / "c", state, {"cursor": 3})

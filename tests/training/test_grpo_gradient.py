@@ -7,17 +7,19 @@ import numpy as np
 import optax
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig
-from looptool_jax.training.grpo import GrpoBatch, GrpoConfig, group_advantages, make_grpo_step
+from looptool_jax.parallel.mesh import MeshConfig, make_mesh
+from looptool_jax.parallel.rules import param_shardings
+from looptool_jax.training.grpo import GrpoBatch, GrpoConfig, Totals, group_advantages, make_grpo_step, policy_loss
 from looptool_jax.training.optimizer import init_state, state_shardings
 
-CFG = DecoderConfig("qwen3", 61, 32, 48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
-SHARDED = {"vocab": None, "layers": None, "embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
+CFG = DecoderConfig("qwen3", 62, 32, 48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
+INIT = jax.jit(decoder.init_params, static_argnums=(0, 2))
+torch.set_num_threads(1)  # the matrices are tiny
 # Keeps the gradients in its state and changes nothing.
 RECORD = optax.chain(optax.trace(decay=0.0), optax.set_to_zero())
 
@@ -68,7 +70,7 @@ def plain_surrogate(grpo, log_ratio, advantage):
     return torch.minimum(loss, -advantage * grpo.dual_clip) if advantage < 0 else loss
 
 
-def plain_loss(params, grpo, batch):
+def plain_loss(params, grpo, batch, logprobs=None):
     """One sample, one token at a time. Returns the loss and how many terms sat in which region."""
     per_answer, regions = [], {"clipped": 0, "dual": 0, "free": 0}
     for n in range(len(batch.prompts)):
@@ -78,7 +80,7 @@ def plain_loss(params, grpo, batch):
             if not answer:
                 continue
             advantage = torch.tensor(float(batch.advantages[n, g]), dtype=torch.float64)
-            new = plain_logprobs(params, prompt, answer)
+            new = logprobs[n][g][: len(answer)] if logprobs else plain_logprobs(params, prompt, answer)
             if batch.old_logprobs is None:
                 old = [x.detach() for x in new]
             else:
@@ -120,33 +122,26 @@ def plain_gradients(params, grpo, batch):
 
 @pytest.fixture(scope="module")
 def params():
-    values = decoder.init_params(CFG, jax.random.key(0))
+    values = INIT(CFG, jax.random.key(0))
     # The tied head at its usual scale gives near-uniform predictions; larger ones make every term count.
     return {**values, "embedding": values["embedding"] * 15}
 
 
-def step_gradients(params, grpo, batch, mesh_shape=(1, 1, 1)):
-    devices = np.array(jax.devices()[: np.prod(mesh_shape)]).reshape(mesh_shape)
-    mesh = Mesh(devices, ("data", "fsdp", "tensor"))
-    axes = jax.tree.map(
-        lambda names: NamedSharding(mesh, PartitionSpec(*(SHARDED.get(name) for name in names))),
-        decoder.logical_axes(CFG),
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
-    shardings = state_shardings(RECORD, params, axes, mesh)
-    step = _compiled(grpo, mesh, shardings)
+def step_gradients(params, grpo, batch, mesh_cfg=None):
+    mesh = make_mesh(mesh_cfg) if mesh_cfg else make_mesh(MeshConfig(), jax.devices()[:1])
+    shardings = state_shardings(RECORD, params, param_shardings(mesh, decoder.logical_axes(CFG), params), mesh)
+    step = compiled(grpo, mesh_cfg, mesh, shardings)
     state, metrics = step(init_state(RECORD, params, shardings), batch)
     return {k: float(v) for k, v in metrics.items()}, jax.tree.map(np.asarray, state.opt_state[0].trace)
 
 
-_STEPS = {}
+STEPS = {}
 
 
-def _compiled(grpo, mesh, shardings):
-    key = (grpo, mesh)
-    if key not in _STEPS:
-        _STEPS[key] = make_grpo_step(CFG, grpo, RECORD, mesh, shardings)
-    return _STEPS[key]
+def compiled(grpo, mesh_cfg, mesh, shardings):
+    if (grpo, mesh_cfg) not in STEPS:
+        STEPS[grpo, mesh_cfg] = make_grpo_step(CFG, grpo, RECORD, mesh, shardings)
+    return STEPS[grpo, mesh_cfg]
 
 
 def relative_error(found, expected):
@@ -154,19 +149,22 @@ def relative_error(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-def random_batch(seed, n, group, prompt_len, answer_len, flat_groups=0):
+def random_batch(seed, n, group, prompt_len, answer_len):
+    """Ragged prompts and answers, the last row empty, and one group without variance (where groups can have any)."""
     rng = np.random.default_rng(seed)
     rewards = rng.integers(0, 2, (n, group)).astype(float)
     rewards[:, 0], rewards[:, -1] = 0, 1
-    rewards[:flat_groups] = 1
+    rewards[0] = 1
     advantages = group_advantages(rewards).values if group > 1 else rng.normal(size=(n, 1)).astype(np.float32)
-    return GrpoBatch(
+    batch = GrpoBatch(
         rng.integers(0, CFG.vocab_size, (n, prompt_len)).astype(np.int32),
         rng.integers(1, prompt_len + 1, n).astype(np.int32),
         rng.integers(0, CFG.vocab_size, (n, group, answer_len)).astype(np.int32),
         rng.integers(1, answer_len + 1, (n, group)).astype(np.int32),
         advantages,
     )
+    batch.prompt_lengths[-1], batch.answer_lengths[-1], batch.advantages[-1] = 0, 0, 0
+    return batch
 
 
 def with_old_logprobs(params, batch, seed, spread):
@@ -176,16 +174,16 @@ def with_old_logprobs(params, batch, seed, spread):
     for n, g in np.ndindex(*batch.answer_lengths.shape):
         answer = batch.answers[n, g, : batch.answer_lengths[n, g]].tolist()
         prompt = batch.prompts[n, : batch.prompt_lengths[n]].tolist()
-        padded[n, g, : len(answer)] = [x.item() for x in plain_logprobs(plain, prompt, answer)]
+        if answer:
+            padded[n, g, : len(answer)] = [x.item() for x in plain_logprobs(plain, prompt, answer)]
     shift = np.random.default_rng(seed).normal(scale=spread, size=padded.shape)
     return batch._replace(old_logprobs=(padded + shift).astype(np.float32))
 
 
-@pytest.mark.parametrize("group", [1, 2, 8])
-def test_on_policy_gradient(params, group):
-    batch = random_batch(group, 4, group, prompt_len=9, answer_len=6, flat_groups=group > 1)
+def test_on_policy_gradient(params):
+    batch = random_batch(8, n=3, group=8, prompt_len=9, answer_len=6)
     loss, expected, _ = plain_gradients(params, GrpoConfig(), batch)
-    metrics, found = step_gradients(params, GrpoConfig(logprob_chunk=4), batch)
+    metrics, found = step_gradients(params, GrpoConfig(), batch)
     assert relative_error(found, expected) < 1e-5
     assert metrics["loss"] == pytest.approx(loss, abs=1e-6)
     assert metrics["ratio"] == pytest.approx(1, abs=1e-6) and metrics["clip_fraction"] == 0
@@ -196,29 +194,70 @@ def test_on_policy_gradient(params, group):
 @settings(max_examples=6, deadline=None)
 @given(st.integers(0, 10_000))
 def test_clipped_gradient(params, seed):
+    """Old log-probs far off, so that every region of the clip is taken; parts of very different token counts."""
     grpo = GrpoConfig(logprob_chunk=4, micro_batches=2)
-    batch = with_old_logprobs(params, random_batch(seed, 4, 3, 7, 5), seed, spread=1.2)
+    batch = random_batch(seed, 4, 3, 7, 5)
+    batch.answer_lengths[::2] = 1  # these rows are one part: a mean of the parts' means would be another gradient
+    batch = with_old_logprobs(params, batch, seed, spread=1.5)
     loss, expected, regions = plain_gradients(params, grpo, batch)
-    assert min(regions.values()) > 0
     metrics, found = step_gradients(params, grpo, batch)
     assert relative_error(found, expected) < 1e-5
     assert metrics["loss"] == pytest.approx(loss, rel=1e-5, abs=1e-6)
     assert metrics["dual_clip_fraction"] * metrics["tokens"] == pytest.approx(regions["dual"], abs=1e-3)
+    event(f"clipped {regions['clipped'] > 0}, dual {regions['dual'] > 0}")
 
 
-@pytest.mark.parametrize(
-    "grpo",
-    [
-        GrpoConfig(loss_agg="seq-mean-token-mean"),
-        GrpoConfig(ratio="sequence", loss_agg="seq-mean-token-mean"),
-        GrpoConfig(kl_coefficient=0.3, micro_batches=2, remat=True),
-    ],
-    ids=["seq-mean", "sequence-ratio", "kl"],
-)
-def test_options_gradient(params, grpo):
-    batch = with_old_logprobs(params, random_batch(5, 4, 3, 7, 5), 5, spread=0.6)
+def test_group_of_one_with_every_option(params):
+    grpo = GrpoConfig(kl_coefficient=0.3, loss_agg="seq-mean-token-mean", remat=True)
+    batch = with_old_logprobs(params, random_batch(5, 5, 1, 7, 5), 5, spread=0.6)
     loss, expected, regions = plain_gradients(params, grpo, batch)
     assert regions["clipped"] and regions["free"]
     metrics, found = step_gradients(params, grpo, batch)
     assert relative_error(found, expected) < 1e-5
     assert metrics["loss"] == pytest.approx(loss, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("mesh_cfg", [MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
+def test_eight_devices(params, mesh_cfg):
+    grpo = GrpoConfig(micro_batches=8 // (mesh_cfg.data * mesh_cfg.fsdp), logprob_chunk=4)
+    batch = with_old_logprobs(params, random_batch(7, 8, 2, 7, 5), 7, spread=1.5)
+    loss, expected, regions = plain_gradients(params, grpo, batch)
+    assert min(regions.values()) > 0
+    metrics, found = step_gradients(params, grpo, batch, mesh_cfg)
+    assert relative_error(found, expected) < 1e-5
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-5, abs=1e-6)
+
+
+OPTIONS = [
+    GrpoConfig(ratio=ratio, loss_agg=agg, kl_coefficient=kl)
+    for ratio, agg in (("token", "token-mean"), ("token", "seq-mean-token-mean"), ("sequence", "seq-mean-token-mean"))
+    for kl in (0.0, 0.5)
+]
+LOSS_GRADIENT = jax.jit(jax.value_and_grad(policy_loss, argnums=1, has_aux=True), static_argnums=0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.sampled_from(OPTIONS))
+def test_policy_loss_alone(seed, grpo):
+    """The loss as a function of the log-probs, far more often than a whole model can be run."""
+    batch = random_batch(seed, 4, 3, 2, 5)
+    rng = np.random.default_rng(seed)
+    new = -rng.exponential(size=batch.answers.shape)
+    batch = batch._replace(old_logprobs=(new + rng.normal(scale=1.0, size=new.shape)).astype(np.float32))
+    reference = torch.tensor(new, requires_grad=True)
+    loss, regions = plain_loss(None, grpo, batch, [[[*tokens] for tokens in group] for group in reference])
+    loss.backward()
+    (found, metrics), gradient = LOSS_GRADIENT(grpo, new.astype(np.float32), batch, Totals.of(batch))
+    assert float(found) == pytest.approx(loss.item(), rel=1e-4, abs=1e-6)
+    np.testing.assert_allclose(gradient, reference.grad, rtol=1e-4, atol=1e-6)
+    terms = sum(regions.values())
+    assert float(metrics["dual_clip_fraction"]) * terms == pytest.approx(regions["dual"], abs=1e-3)
+    event(f"dual clip {regions['dual'] > 0}")
+
+
+def test_log_ratio_out_of_range_stays_finite():
+    batch = random_batch(0, 2, 2, 2, 3)
+    new = np.zeros(batch.answers.shape, np.float32)
+    batch = batch._replace(old_logprobs=new - 1000)
+    (loss, _), gradient = LOSS_GRADIENT(GrpoConfig(kl_coefficient=0.1), new, batch, Totals.of(batch))
+    assert np.isfinite(loss) and np.isfinite(gradient).all()

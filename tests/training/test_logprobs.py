@@ -14,6 +14,7 @@ from looptool_jax.training.logprobs import token_logprobs
 from looptool_jax.training.sft import SftBatch, SftConfig, sft_loss
 
 CFG = DecoderConfig("qwen3", 499, 16, 24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8)
+INIT = jax.jit(decoder.init_params, static_argnums=(0, 2))
 
 
 def naive(params, hidden, targets):
@@ -23,7 +24,7 @@ def naive(params, hidden, targets):
 
 @pytest.mark.parametrize("shape, chunk", [((3, 10), 4), ((2, 3, 8), 2), ((2, 3, 7), 7)])
 def test_values_and_gradients_equal_the_naive_ones(shape, chunk):
-    params = decoder.init_params(CFG, jax.random.key(0))
+    params = INIT(CFG, jax.random.key(0))
     hidden = 20 * jax.random.normal(jax.random.key(1), (*shape, CFG.hidden_size))
     targets = jax.random.randint(jax.random.key(2), shape, 0, CFG.vocab_size)
     weights = jax.random.normal(jax.random.key(3), shape)
@@ -44,7 +45,7 @@ def test_values_and_gradients_equal_the_naive_ones(shape, chunk):
 
 
 def test_bfloat16_weights_give_float32_logprobs():
-    params = decoder.init_params(CFG, jax.random.key(0), jnp.bfloat16)
+    params = INIT(CFG, jax.random.key(0), jnp.bfloat16)
     hidden = jax.random.normal(jax.random.key(1), (2, 6, CFG.hidden_size), jnp.bfloat16)
     targets = jnp.zeros((2, 6), jnp.int32)
     found = token_logprobs(params, CFG, hidden, targets, 4)
@@ -71,7 +72,7 @@ def largest_with_vocab(gradient, *args):
 def test_no_array_of_rows_time_vocab_in_the_sft_gradient():
     rows, time, chunk = 3, 32, 8
     batch = SftBatch(*(jnp.ones((rows, time), jnp.int32) for _ in range(3)), jnp.ones((rows, time)))
-    params = decoder.init_params(CFG, jax.random.key(0))
+    params = INIT(CFG, jax.random.key(0))
 
     def largest(chunk):
         return largest_with_vocab(jax.grad(lambda p: sft_loss(p, CFG, SftConfig(logprob_chunk=chunk), batch)), params)
@@ -86,7 +87,7 @@ def test_no_array_of_answers_time_vocab_in_the_grpo_gradient():
         jnp.ones((n, 5), jnp.int32), jnp.full(n, 5), jnp.ones((n, group, time), jnp.int32), jnp.full((n, group), time),
         jnp.ones((n, group)),
     )  # fmt: skip
-    params = decoder.init_params(CFG, jax.random.key(0))
+    params = INIT(CFG, jax.random.key(0))
     grpo = GrpoConfig(logprob_chunk=chunk)
     gradient = jax.grad(lambda p: answer_logprobs(p, CFG, grpo, batch).sum())
     assert largest_with_vocab(gradient, params) == n * group * chunk * CFG.vocab_size

@@ -20,6 +20,7 @@ from looptool_jax.training.optimizer import (
 )
 
 CFG = DecoderConfig("qwen3", 64, 16, 32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4)
+INIT = jax.jit(decoder.init_params, static_argnums=(0, 2))
 AXES = decoder.logical_axes(CFG)
 
 
@@ -31,7 +32,7 @@ def state_on(mesh, optimizer, params):
 def test_adamw_equals_torch_at_a_large_learning_rate():
     """Ten steps with gradients around the clip norm, so that the clip is active in some and not in others."""
     cfg = OptimizerConfig(learning_rate=0.3, weight_decay=0.1)
-    params = decoder.init_params(CFG, jax.random.key(0))
+    params = INIT(CFG, jax.random.key(0))
     optimizer = make_optimizer(cfg, AXES)
     state, _ = state_on(make_mesh(MeshConfig(), jax.devices()[:1]), optimizer, params)
     leaves, structure = jax.tree.flatten(params)
@@ -58,7 +59,7 @@ def test_adamw_equals_torch_at_a_large_learning_rate():
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_moments_lie_like_their_parameters(name):
     optimizer = make_optimizer(OptimizerConfig(name), AXES)
-    params = decoder.init_params(CFG, jax.random.key(0))
+    params = INIT(CFG, jax.random.key(0))
     state, shardings = state_on(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), optimizer, params)
     by_shape = {x.shape: x.sharding for x in jax.tree.leaves(state.params)}
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape in by_shape]
@@ -72,7 +73,7 @@ def test_moments_lie_like_their_parameters(name):
 
 def test_a_donated_state_leaves_the_given_parameters_alone():
     optimizer = make_optimizer(OptimizerConfig(), AXES)
-    params = decoder.init_params(CFG, jax.random.key(0))
+    params = INIT(CFG, jax.random.key(0))
     state, _ = state_on(make_mesh(MeshConfig(), jax.devices()[:1]), optimizer, params)
     jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
     assert jax.tree.leaves(state)[0].is_deleted()
@@ -82,7 +83,7 @@ def test_a_donated_state_leaves_the_given_parameters_alone():
 def test_muon_orthogonalises_each_layer_s_matrix():
     """Gradients with singular values from 1 to 10 become updates whose singular values are all near one."""
     optimizer = make_optimizer(OptimizerConfig("muon", learning_rate=1.0, weight_decay=0.0, clip_norm=1e9), AXES)
-    params = decoder.init_params(CFG, jax.random.key(0))
+    params = INIT(CFG, jax.random.key(0))
     rng = np.random.default_rng(0)
     grads = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
     matrices = {"q": (16, 16), "k": (16, 8), "o": (16, 16), "gate": (16, 32), "down": (32, 16)}
@@ -97,9 +98,9 @@ def test_muon_orthogonalises_each_layer_s_matrix():
             update = np.asarray(updates["layers"][name][layer]).reshape(shape)
             singular = np.linalg.svd(update, compute_uv=False) / (0.2 * max(shape) ** 0.5)
             assert singular.min() > 0.6 and singular.max() < 1.3, name
-    # Embeddings and norms get Adam's first step: the learning rate in every element.
-    np.testing.assert_allclose(np.abs(updates["embedding"]), 1.0, rtol=1e-3)
-    np.testing.assert_allclose(np.abs(updates["layers"]["mlp_norm"]), 1.0, rtol=1e-3)
+    # Embeddings and norms: an Adam step (with Nesterov momentum) has the same size in every element.
+    for update in (updates["embedding"], updates["layers"]["mlp_norm"], updates["layers"]["q_norm"]):
+        assert np.ptp(np.abs(update)) < 1e-3
 
 
 def test_schedules():

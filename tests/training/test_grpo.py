@@ -1,0 +1,121 @@
+"""Advantages, batches, several updates, meshes. The gradients themselves: test_grpo_gradient.py."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import optax
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from looptool_jax.models import decoder
+from looptool_jax.models.config import DecoderConfig
+from looptool_jax.parallel.mesh import MeshConfig, ShardingError, make_mesh
+from looptool_jax.parallel.rules import param_shardings
+from looptool_jax.training.grpo import (
+    GrpoConfig,
+    group_advantages,
+    grpo_update,
+    make_batch,
+    make_grpo_step,
+    make_logprob_step,
+)
+from looptool_jax.training.optimizer import OptimizerConfig, init_state, make_optimizer, state_shardings
+
+CFG = DecoderConfig("qwen3", 62, 32, 48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
+INIT = jax.jit(decoder.init_params, static_argnums=(0, 2))
+RECORD = optax.chain(optax.trace(decay=0.0), optax.set_to_zero())
+
+
+@given(
+    hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.sampled_from([0, 0.1, 1]))
+)
+def test_advantages(rewards):
+    values, flat = group_advantages(rewards)
+    assert flat == sum(len(set(group)) == 1 for group in rewards)
+    for group, found in zip(torch.tensor(rewards), values, strict=True):
+        if len(set(group.tolist())) == 1:
+            assert (found == 0).all()
+        else:
+            np.testing.assert_allclose(found, (group - group.mean()) / (group.std() + 1e-6), rtol=1e-6)
+
+
+def ragged(seed, n, group):
+    rng = np.random.default_rng(seed)
+    prompts = [rng.integers(0, 61, rng.integers(1, 10)).tolist() for _ in range(n)]
+    answers = [[rng.integers(0, 61, rng.integers(1, 7)).tolist() for _ in range(group)] for _ in range(n)]
+    return prompts, answers, rng.normal(size=(n, group)).astype(np.float32)
+
+
+def build(prompts, answers, advantages, rows=None):
+    return make_batch(prompts, answers, advantages, rows=rows or len(prompts), prompt_len=9, answer_len=6, pad_id=0)
+
+
+def test_batch_layout():
+    batch = build([[5, 6], [7]], [[[1, 2], [3]], [[4], [9, 9, 9]]], np.array([[1, -1], [0.5, 2]]), rows=3)
+    assert batch.prompts[:, :3].tolist() == [[5, 6, 0], [7, 0, 0], [0, 0, 0]]
+    assert batch.prompt_lengths.tolist() == [2, 1, 0]
+    assert batch.answers[:2, :, :3].tolist() == [[[1, 2, 0], [3, 0, 0]], [[4, 0, 0], [9, 9, 9]]]
+    assert batch.answer_lengths.tolist() == [[2, 1], [1, 3], [0, 0]]
+    assert batch.advantages.tolist() == [[1, -1], [0.5, 2], [0, 0]]
+    for bad, message in (
+        (([[1] * 10], [[[1]]]), "prompt 0 has 10 tokens: this batch holds 1 to 9"),
+        (([[]], [[[1]]]), "prompt 0 has 0 tokens"),
+        (([[1]], [[[1], [1] * 7]]), "answer 1 of prompt 0 has 7 tokens: this batch holds 6"),
+        (([[1], [2]], [[[1]], [[1]]]), "2 prompts do not fit into a batch of 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(*bad, np.zeros((len(bad[0]), len(bad[1][0]))), rows=1)
+
+
+def training(mesh, optimizer, grpo):
+    shapes = decoder.abstract_params(CFG)
+    shardings = state_shardings(optimizer, shapes, param_shardings(mesh, decoder.logical_axes(CFG), shapes), mesh)
+    state = init_state(optimizer, INIT(CFG, jax.random.key(0)), shardings)
+    logprob_step = make_logprob_step(CFG, grpo, mesh, shardings.params)
+    return make_grpo_step(CFG, grpo, optimizer, mesh, shardings), logprob_step, state
+
+
+def test_several_updates_per_batch():
+    """Two updates on one batch: the second is weighed against the policy before the first, so it may be clipped."""
+    grpo = GrpoConfig(micro_batches=2)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.02), decoder.logical_axes(CFG))
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+    step, logprob_step, state = training(one, optimizer, grpo)
+    batch = build(*ragged(4, 8, 3))
+    before = jax.tree.map(np.array, state.params)
+    old = np.asarray(logprob_step(state.params, batch))
+    mask = np.arange(6) < batch.answer_lengths[..., None]
+    assert (old[~mask] == 0).all() and (old[mask] < 0).all()
+    state, history = grpo_update(step, logprob_step, state, batch, updates=2)
+    assert int(state.step) == 2
+    assert float(history[0]["ratio"]) == pytest.approx(1, abs=1e-5) and float(history[0]["clip_fraction"]) == 0
+    assert abs(float(history[1]["ratio"]) - 1) > 1e-3 and float(history[1]["clip_fraction"]) > 0
+    assert float(history[1]["kl"]) > 0
+
+    new = np.asarray(logprob_step(before, batch))
+    np.testing.assert_array_equal(new, old)
+    with pytest.raises(ValueError, match="8 prompts do not divide into 3 updates"):
+        grpo_update(step, logprob_step, state, batch, updates=3)
+
+
+def test_prompts_that_do_not_divide():
+    step, _, state = training(make_mesh(MeshConfig(data=2, fsdp=4)), RECORD, GrpoConfig())
+    with pytest.raises(ShardingError, match="4 prompts do not divide into 1 micro-batches over 8 batch shards"):
+        step(state, build(*ragged(1, 4, 2)))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"ratio": "sequence"}, "set grpo.loss_agg='seq-mean-token-mean'"),
+        ({"ratio": "word"}, "grpo.ratio is 'word'"),
+        ({"loss_agg": "sum"}, "grpo.loss_agg is 'sum'"),
+    ],
+)
+def test_bad_configurations(options, message):
+    with pytest.raises(ValueError, match=message):
+        GrpoConfig(**options)
