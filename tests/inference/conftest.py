@@ -42,7 +42,7 @@ class Tiny:
 
 
 def _params(seed: int) -> decoder.Params:
-    params = decoder.init_params(CFG, jax.random.key(seed))
+    params = jax.jit(decoder.init_params, static_argnums=0)(CFG, jax.random.key(seed))
     return jax.tree.map(lambda leaf: leaf * 4 if leaf.ndim > 2 else leaf, params) | {
         "embedding": params["embedding"] * 25
     }
