@@ -194,6 +194,39 @@ def train(
     _finish(metrics, out)
 
 
+@app.command()
+def warmup(
+    out: Out,
+    data: Annotated[str | None, typer.Option("--data", "-d", help="Samples to train a model on.")] = None,
+    config: Config = "quickstart",
+    model: Model = None,
+    overrides: Overrides = None,
+) -> None:
+    """Supervised training: a model on the targets of samples; without --data, the embedded model from nothing.
+
+    looptool warmup --data seeds.jsonl --model ./SmolLM2-135M-Instruct --out warm policy.format=smollm2
+    looptool warmup --out nano
+    """
+    from looptool_jax.loop import warmup as stage
+    from looptool_jax.loop.console import Console
+
+    console = Console()
+    if data is None:
+        with console.stage("warmup"):
+            stage.train_nano(stage.NanoConfig(), out, lambda row: console.say(str(row)))
+        return
+    from looptool_jax.data.store import join, read_samples
+    from looptool_jax.models.hf import save_pretrained
+
+    cfg = _config(config, overrides, model)
+    policy = _pool(cfg, out).lend(cfg.policy)
+    samples = list(read_samples(data))
+    with console.stage("warmup"):
+        settings = cfg.warmup or stage.WarmupConfig()
+        lm = stage.sft_warmup(policy.lm, samples, settings, lambda row: console.say(str(row)), policy.thinking)
+    save_pretrained(lm.params, lm.cfg, join(out, "policy"), lm.folder)
+
+
 @app.command("eval")
 def evaluate(
     data: Data, out: Out, config: Config = "quickstart", model: Model = None, overrides: Overrides = None
@@ -245,7 +278,7 @@ def import_(
 def publish(
     run_dir: Annotated[str, typer.Argument(help="Run directory.")],
     out: Out,
-    name: Annotated[str, typer.Option("--name", help="Name of the data set: small letters, digits and _.")] = "looptool",
+    name: Annotated[str, typer.Option("--name", help="Of the data set: small letters, digits, _.")] = "looptool",
 ) -> None:
     """Publish a run's data sets D_1, D_2, ... as one TFDS data set (ArrayRecord), a split a round.
 

@@ -76,7 +76,9 @@ def _training(stages: dict[str, Any]) -> Table:
         for round_, m in rounds_of(stages, "train")
     ]  # fmt: skip
     columns = ["round", "steps", "reward first", "last", "no signal", "truncated", "answer tokens"]
-    return Table("Training", columns, rows, "reward: mean over the first and last quarter of the steps; no signal: groups whose rewards are all equal")
+    return Table(
+        "Training", columns, rows, "reward: mean over the first and last quarter; no signal: groups of equal rewards"
+    )
 
 
 def _composition(stages: dict[str, Any]) -> Table:
@@ -89,9 +91,8 @@ def _composition(stages: dict[str, Any]) -> Table:
                 str(part["filled"]), percent(share),
             ])  # fmt: skip
     columns = ["part", "at hand", "wanted", "taken", "filler", "share"]
-    return Table(
-        "Data composition", columns, rows, "wanted: the configured share; filler: taken beyond it because another part was short"
-    )
+    note = "wanted: the configured share; filler: taken beyond it because another part was short"
+    return Table("Data composition", columns, rows, note)
 
 
 def _judging(stages: dict[str, Any]) -> Table:
@@ -135,7 +136,7 @@ def _expansion(stages: dict[str, Any]) -> Table:
     columns = [
         "round", "seeds", "generated", "accepted", "rate", "unreadable", "rules", "judge", "duplicate", "valid",
     ]  # fmt: skip
-    note = "rejected as unreadable, by rules, by the judge, as duplicate; valid: accepted ones that execute in the world"
+    note = "rejected as unreadable, by rules, by the judge, as duplicate; valid: of the accepted, in the world"
     return Table("Expansion (EDDE)", columns, rows, note)
 
 

@@ -88,7 +88,8 @@ class Message:
         raw = _object(raw, "message")
         role = _choice(raw, "role", ROLES)
         calls = tuple(Call.from_json(call) for call in _list(raw.get("calls", []), "calls"))
-        return Message(role, _string(raw, "content", ""), calls, _string(raw, "name", ""), _string(raw, "reasoning", ""))
+        content, name, reasoning = (_string(raw, key, "") for key in ("content", "name", "reasoning"))
+        return Message(role, content, calls, name, reasoning)
 
 
 @dataclass(frozen=True)

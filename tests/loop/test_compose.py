@@ -14,9 +14,11 @@ from looptool_jax.loop.compose import (
 from looptool_jax.toolcall import Call, Message, Origin, Sample, Target, Tool
 
 TOOL = Tool("ping")
+SEED = Origin()
+DEFAULTS = ComposeConfig()
 
 
-def sample(name: str, origin: Origin = Origin()) -> Sample:
+def sample(name: str, origin: Origin = SEED) -> Sample:
     return Sample(name, (TOOL,), (Message("user", name),), Target(calls=(Call("ping"),)), origin)
 
 
@@ -35,7 +37,7 @@ def by_kind(samples: list[Sample]) -> dict[str, int]:
     return counts
 
 
-def composed(cfg: ComposeConfig = ComposeConfig(), *, errors=200, expanded=800, mastered_=600, untrained=500, size=1000):
+def composed(cfg=DEFAULTS, *, errors=200, expanded=800, mastered_=600, untrained=500, size=1000):
     return compose(
         many("e", errors, kind="error", round=2, verdict="prediction_wrong"),
         many("x", expanded, kind="expanded", round=2),
@@ -127,7 +129,8 @@ def test_the_papers_shares_add_up():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"high_ppl": "best"}, {"both_correct": "keep"}, {"expanded_part": "x"}, {"shares": [[0.5, 0.5, 0.5, 0.5]]}]
+    "wrong",
+    [{"high_ppl": "best"}, {"both_correct": "keep"}, {"expanded_part": "x"}, {"shares": [[0.5, 0.5, 0.5, 0.5]]}],
 )
 def test_a_wrong_setting_names_the_key(wrong):
     with pytest.raises(ValueError, match=f"compose.{next(iter(wrong))}"):

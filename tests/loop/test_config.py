@@ -44,7 +44,7 @@ def test_an_unknown_configuration_names_the_known_ones():
 def test_a_broken_file_is_one_line(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("rounds: [1\n")
-    with pytest.raises(ConfigError, match="mine.yaml"):
+    with pytest.raises(ConfigError, match=r"mine\.yaml"):
         load_config(str(file))
     file.write_text("- 1\n")
     with pytest.raises(ConfigError, match="keys and values"):

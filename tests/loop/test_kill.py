@@ -1,8 +1,8 @@
 """A `micro` run killed at every commit point ends with the same manifest, byte for byte, as an undisturbed one.
 
-Every attempt is a process of its own that kills itself (SIGKILL) before or after its first commit (a rename, an append to
-a progress file, a checkpoint); the next one resumes. A fork server that has imported, but not started, JAX keeps the
-attempts short; compiled programs come from a cache on disk.
+Every attempt is a process of its own that kills itself (SIGKILL) before or after its first commit (a rename, an append
+to a progress file, a checkpoint); the next one resumes. A fork server that has imported, but not started, JAX keeps
+the attempts short; compiled programs come from a cache on disk.
 """
 
 import multiprocessing
@@ -78,5 +78,7 @@ def test_micro_survives_a_kill_at_every_commit_point(tmp_path):
     assert kills > 60
     undisturbed = (tmp_path / "undisturbed" / "manifest.json").read_bytes()
     assert (tmp_path / "killed" / "manifest.json").read_bytes() == undisturbed
-    leftovers = [file.name for file in (tmp_path / "killed").rglob("*") if "progress" in file.name or "tmp" in file.name]
+    leftovers = [
+        file.name for file in (tmp_path / "killed").rglob("*") if "progress" in file.name or "tmp" in file.name
+    ]
     assert not leftovers

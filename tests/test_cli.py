@@ -1,0 +1,71 @@
+"""The commands as a user meets them: a mistake is one line, exit status 2, and nothing is lost."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from looptool_jax.data.store import lock_directory
+
+MAIN = "from looptool_jax.cli import main; main()"
+
+
+def looptool(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    return subprocess.run([sys.executable, "-c", MAIN, *args], capture_output=True, text=True, cwd=cwd, env=env)
+
+
+def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("looptool: "), result.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+def test_help_lists_the_commands_without_importing_jax(tmp_path):
+    code = "import sys; from looptool_jax import cli; import looptool_jax.cli; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    text = looptool("--help", cwd=tmp_path).stdout
+    commands = ("run", "probe", "judge", "expand", "compose", "train", "warmup", "eval", "report", "import", "publish")
+    assert all(command in text for command in commands)
+
+
+@pytest.mark.parametrize("command", ["run", "probe", "judge", "expand", "compose", "train", "warmup", "eval", "report"])
+def test_every_help_has_an_example(command, tmp_path):
+    assert f"looptool {command} " in looptool(command, "--help", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["run", "--config", "quikstart"], ["quikstart", "quickstart"]),
+        (["run", "--config", "micro", "train.bacth=4"], ["batch"]),
+        (["run", "--config", "micro", "policy.path=/no/such/model"], ["/no/such/model"]),
+        (["run", "--config", "micro", "policy.path=package:nothing_here/x.gguf"], ["nothing_here", "not installed"]),
+        (
+            ["run", "--config", "micro", "data.source=/no/such/file.jsonl", "data.format=openai"],
+            ["/no/such/file.jsonl"],
+        ),
+        (["probe", "--data", "missing.jsonl", "--out", "out", "--config", "micro"], ["missing.jsonl"]),
+        (["import", "missing.json", "--format", "openai", "--out", "out"], ["missing.json"]),
+        (["publish", "nowhere", "--out", "out"], ["nowhere"]),
+    ],
+)
+def test_a_mistake_is_one_line(args, words, tmp_path):
+    assert_one_line(looptool(*args, cwd=tmp_path), *words)
+
+
+def test_a_broken_data_file_names_the_line(tmp_path):
+    (tmp_path / "seeds.jsonl").write_text('{"id": "a"}\n')
+    result = looptool(
+        "run", "--config", "micro", f"data.source={tmp_path}/seeds.jsonl", f"run_dir={tmp_path}/run", cwd=tmp_path
+    )
+    assert_one_line(result, "seeds.jsonl:1")
+
+
+def test_two_runs_in_one_directory(tmp_path):
+    with lock_directory(tmp_path / "run"):
+        result = looptool("run", "--config", "micro", f"run_dir={tmp_path}/run", cwd=tmp_path)
+    assert_one_line(result, "in use by another run", str(os.getpid()))
