@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from looptool_jax.loop.nano_mistakes import equivalent_response, wrong_response
+from looptool_jax.loop.nano_renaming import Renaming, draw_renaming
 from looptool_jax.loop.prompts import (
     SCENARIOS,
     VerdictKind,
@@ -112,7 +113,7 @@ def written(target: Target) -> str:
 def make(
     samples: Sequence[Sample], mix: Mapping[str, float], mistakes: Sequence[Mapping[str, Any]], seed: int
 ) -> list[Example]:
-    """One example from each sample, its task drawn with the shares of `mix`.
+    """At most one example from each sample, its task drawn with the shares of `mix`; four of five are renamed.
 
     mistakes: rows {"sample", "response"} of real wrong answers; half of all examples but answers come from them, where
     there are any.
@@ -122,24 +123,26 @@ def make(
     made = []
     for sample in samples:
         task = rng.choices(tasks, shares)[0]
-        if task == "answer":
-            made.append(answer_example(sample))
-            continue
-        wrong = wrong_response(sample, rng)
-        if mistakes and rng.random() < 0.5:
+        if task != "answer" and mistakes and rng.random() < 0.5:
             row = rng.choice(mistakes)
             sample, wrong = Sample.from_json(row["sample"]), row["response"]
-        if wrong is None:
+        else:
+            wrong = wrong_response(sample, rng)
+        renaming = draw_renaming(sample, rng) if rng.random() < 0.8 else Renaming({})
+        seen = renaming.sample(sample)
+        if task == "answer":
+            made.append(answer_example(seen))
+        elif wrong is None:
             continue
-        if task == "verify":
-            made.append(verify_example(sample, wrong if rng.random() < 0.5 else None))
+        elif task == "verify":
+            made.append(verify_example(seen, renaming.text(wrong) if rng.random() < 0.5 else None))
         elif task == "judge":
-            made.append(judge_example(sample, *_pair(sample, wrong, rng)))
+            made.append(judge_example(seen, *map(renaming.text, _pair(sample, wrong, rng))))
         elif sample.target.is_call:  # only errors on calls are expanded, and only into calls
             scenario = rng.choice(list(SCENARIOS))
-            new = variation(sample, scenario, rng)
+            new = renaming.sample(variation(sample, scenario, rng))
             if new.target.is_call:
-                made.append(expand_example(sample, wrong, new, scenario, rng.choice((1, 2))))
+                made.append(expand_example(seen, renaming.text(wrong), new, scenario, rng.choice((1, 2))))
     return made
 
 

@@ -82,10 +82,10 @@ class NanoConfig:
     learning_rate: float = 3.5e-3
     warmup_steps: int = 100
     stages: tuple[Stage, ...] = (
-        Stage(1200, 16, 256, categories=("single",)),
-        Stage(2400, 8, 512),
-        Stage(2200, 8, 512, _MIX, prompt_weight=0.1),
-        Stage(2200, 8, 512, _MIX, prompt_weight=0.0),
+        Stage(1000, 16, 256, categories=("single",)),
+        Stage(2200, 8, 512),
+        Stage(1900, 8, 512, _MIX, prompt_weight=0.1),
+        Stage(1900, 8, 512, _MIX, prompt_weight=0.0),
     )
     policy_stage: int = 2
     tokenizer_samples: int = 12000
@@ -258,7 +258,7 @@ def _chunk(
     batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     if len(batch.tokens) < stage.rows:
         raise ValueError(
-            f"nano: a chunk of {cfg.chunk_samples} samples fills {len(batch.tokens)} rows, fewer than the {stage.rows} of "
+            f"nano: a chunk of {cfg.chunk_samples} samples fills {len(batch.tokens)} rows, not the {stage.rows} of "
             "a batch; raise chunk_samples"
         )
     return batch
