@@ -17,7 +17,7 @@ from looptool_jax.world.errors import WorldError
 from looptool_jax.world.execute import World, execute
 from looptool_jax.world.tools import WorldTool
 from looptool_jax.world.trees import Parameter
-from looptool_jax.world.values import draw
+from looptool_jax.world.values import draw, json_type
 from looptool_jax.world.wording import Order
 
 Arguments = dict[str, Any]
@@ -231,7 +231,7 @@ def _other_value(rng: Random, world: World, parameter: Parameter, value: Any) ->
 def _can_vary_alone(tool: WorldTool, given: Sequence[str], name: str) -> bool:
     """Whether other values of a property make sense beside the same others. Two dates stand in an order."""
     parameter = tool.parameters[name]
-    if parameter.shape not in ("kind", "enum", "id") or parameter.kind == "text" or _ordered(tool, given, name):
+    if json_type(parameter) != "string" or parameter.kind == "text" or _ordered(tool, given, name):
         return False
     return tool.leaf.effect != "delete" or parameter.shape == "id"
 

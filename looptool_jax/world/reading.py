@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -14,7 +13,7 @@ from looptool_jax.world.trees import Leaf, Parameter, pools
 from looptool_jax.world.values import KINDS
 from looptool_jax.world.wording import shared_patterns
 
-_COINED = r"[A-Z][a-z]+"
+_COINED = r"(?!(?:Use|Try|Please|Make)\b)[A-Z][a-z]+"
 _WORDS = rf"{_COINED}(?: {_COINED})+"
 _CODE = r"[A-Z0-9][A-Z0-9-]*\d[A-Z0-9]*"
 _SHAPES = {
@@ -23,7 +22,6 @@ _SHAPES = {
     "phone": r"\+\d+-\d+-\d+", "address": rf"\d+ {_WORDS}", "code": _CODE, "tracking": _CODE, "plate": _CODE,
     "flight": _CODE, "account": _CODE, "pin": r"\d{4}", "ticker": r"[A-Z]{3,4}", "folder": r"[a-z]+\d+",
     "file": r"\w+\.\w+", "text": r'"([^"]+)"', "problem": r'"([^"]+)"', "car": rf"{_COINED} [A-Z]\d",
-    "product": r"[a-z]+ [a-z]+",
 }  # fmt: skip
 _NUMBERS = {"integer": r"\d+", "number": r"\d+(?:\.\d+)?"}
 
@@ -36,12 +34,7 @@ def user_text(messages: Sequence[Message]) -> str:
 def asks_for(tool: WorldTool, text: str) -> bool:
     """Whether the text asks for what the tool does: in one of the world's phrases, or with a verb and a noun of it."""
     lowered = text.lower()
-    if any(pattern.search(lowered) for pattern in _ask_patterns(tool.leaf)):
-        return True
-    words = set(re.findall(r"[a-z]+", lowered))
-    return any(
-        set(verb.split()) <= words and set(noun.split()) <= words for verb in tool.leaf.verbs for noun in tool.leaf.nouns
-    )
+    return any(pattern.search(lowered) for pattern in _ask_patterns(tool.leaf))
 
 
 @cache
@@ -51,20 +44,26 @@ def _ask_patterns(leaf: Leaf) -> tuple[re.Pattern[str], ...]:
     for phrase in (*leaf.ask, *leaf.questions):
         head, the, noun = phrase.lower().rpartition(" the ")
         text = rf"{re.escape(head)} (?:the|that|the \w+) {re.escape(noun)}" if the else re.escape(phrase.lower())
-        patterns.append(re.compile(rf"(?<!\w){text}(?!\w)"))
-    return tuple(patterns)
+        patterns.append(text)
+    verbs, nouns = ("|".join(map(re.escape, words)) for words in (leaf.verbs, leaf.nouns))
+    patterns.append(rf"(?:{verbs}) (?:(?:a|an|the|that|my|some) )?(?:{nouns})")
+    return tuple(re.compile(rf"(?<!\w){text}(?!\w)") for text in patterns)
 
 
 def stated(tool: WorldTool, name: str, text: str) -> list[Any]:
-    """The values that the text states for a property, in order; lists and objects are not read (always empty).
+    """The values that the text states for a property, in order.
 
     Natural mentions can belong to another tool of the request that has a parameter mentioned in the same way.
+    Objects are not read (always empty).
     """
     parameter = tool.parameters[name]
     if parameter.shape == "boolean":
         return _stated_boolean(parameter, text)
-    if parameter.shape in ("list", "object"):
+    if parameter.shape == "object":
         return []
+    enumerated = re.search(rf"each {parameter.words}: (.+?)(?:\.\s|\.?$)", text, re.MULTILINE)
+    if enumerated:
+        return [_typed(parameter, item.strip('"')) for item in re.split(r", | and ", enumerated.group(1))]
     found: dict[int, Any] = {}
     for pattern in _stated_patterns(tool.leaf, parameter):
         for hit in pattern.finditer(text):
@@ -77,13 +76,7 @@ def stated(tool: WorldTool, name: str, text: str) -> list[Any]:
 def _stated_boolean(parameter: Parameter, text: str) -> list[bool]:
     on = [*parameter.on, f"with {parameter.words} on", f"{parameter.words} set to true"]
     off = [*parameter.off, f"with {parameter.words} off", f"{parameter.words} set to false"]
-    said = [(True, phrase) for phrase in on if _has(phrase, text)] + [(False, phrase) for phrase in off if _has(phrase, text)]
-    longest = {value: max((len(phrase) for v, phrase in said if v is value), default=0) for value in (True, False)}
-    return [value for value in (True, False) if longest[value]]
-
-
-def _has(phrase: str, text: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
+    return [value for value, phrases in ((True, on), (False, off)) if any(occurs(phrase, text) for phrase in phrases)]
 
 
 @cache
@@ -91,7 +84,7 @@ def _stated_patterns(leaf: Leaf, parameter: Parameter) -> tuple[re.Pattern[str],
     value, name = f"({_value_pattern(parameter)})", re.escape(parameter.words)
     named = [rf"{value} as the {name}(?!\w)", rf"(?<!\w){_any_case(name)}(?: is| should be| set to|:)? {value}"]
     natural = [
-        r"(?<!\w)" + re.escape(pattern).replace(re.escape("{}"), value)
+        (r"(?<!\w)(?<!\bset )" if pattern[0].isalpha() else "") + re.escape(pattern).replace(re.escape("{}"), value)
         for pattern in parameter.say if pattern not in shared_patterns(leaf)
     ]  # fmt: skip
     if parameter.shape == "id":
@@ -108,9 +101,17 @@ def _value_pattern(parameter: Parameter) -> str:
         return "|".join(map(re.escape, parameter.values))
     if parameter.shape == "id":
         return rf"{parameter.prefix}-\d+"
-    kind = parameter.kind
+    if parameter.shape == "list":
+        item = _kind_pattern(parameter.kind)
+        return rf"(?:{item})(?:, (?:{item}))* and (?:{item})"
+    return _kind_pattern(parameter.kind)
+
+
+def _kind_pattern(kind: str) -> str:
     if kind in _SHAPES:
         return _SHAPES[kind]
+    if kind == "product":
+        return rf"(?:{'|'.join(pools()['product_adjective'])}) (?:{'|'.join(pools()['product_noun'])})"
     if kind in pools():
         options = sorted(pools()[kind], key=len, reverse=True)
         coined = [_COINED] if kind in ("city", "medicine", "river") else []
@@ -119,11 +120,41 @@ def _value_pattern(parameter: Parameter) -> str:
 
 
 def _typed(parameter: Parameter, text: str) -> Any:
-    if parameter.shape == "kind" and KINDS[parameter.kind].type in _NUMBERS:
-        return json.loads(text.lstrip("0") or "0") if "." not in text else float(text)
-    return text
+    if parameter.shape == "list":
+        return [_scalar(parameter.kind, item) for item in re.split(r", | and ", text)]
+    return _scalar(parameter.kind, text) if parameter.shape == "kind" else text
+
+
+def _scalar(kind: str, text: str) -> Any:
+    if KINDS[kind].type not in _NUMBERS:
+        return text
+    return float(text) if "." in text else int(text)
 
 
 def occurs(value: Any, text: str) -> bool:
-    """Whether a scalar is written in the text, as a whole word."""
-    return re.search(rf"(?<![\w.]){re.escape(str(value))}(?!\w|\.\d)", text) is not None
+    """Whether a scalar is written in the text, as a whole word or number."""
+    return next(_places(str(value), text), None) is not None
+
+
+def strike(value: Any, text: str) -> str:
+    """The text without a scalar, and without the quotes around it."""
+    kept, end = [], 0
+    for start in _places(str(value), text):
+        stop = start + len(str(value))
+        if start > 0 and text[start - 1] == '"' == text[stop : stop + 1]:
+            start, stop = start - 1, stop + 1
+        if start >= end:
+            kept.append(text[end:start])
+            end = stop
+    return "".join([*kept, text[end:]])
+
+
+def _places(value: str, text: str) -> Iterator[int]:
+    joints = "_:-" if value.isdigit() else "_"  # 50 does not stand in 12:50
+    start = text.find(value)
+    while value and start >= 0:
+        before, after = text[max(start - 1, 0) : start], text[start + len(value) : start + len(value) + 2]
+        inside = any(char.isalnum() or char in joints for char in (before, after[:1]) if char)
+        if not inside and before != "." and not (after[:1] == "." and after[1:].isdigit()):
+            yield start
+        start = text.find(value, start + 1)

@@ -51,7 +51,8 @@ def world_tool(leaf_key: str, variant: int) -> WorldTool:
     properties: dict[str, Any] = {}
     required: list[str] = []
     for parameter in shown:
-        needed = parameter in leaf.needs or rng.random() < path["optional"]["required"]
+        promoted = parameter.shape != "boolean" and rng.random() < path["optional"]["required"]
+        needed = parameter in leaf.needs or promoted
         properties[names[parameter.key]] = document = schema(parameter, path["description"]["parameters"])
         if needed:
             required.append(names[parameter.key])

@@ -10,7 +10,7 @@ from looptool_jax.toolcall.matcher import names_parameter
 from looptool_jax.toolcall.records import Call, Sample
 from looptool_jax.world.errors import WorldError
 from looptool_jax.world.execute import World, execute
-from looptool_jax.world.reading import asks_for, occurs, stated, user_text
+from looptool_jax.world.reading import asks_for, occurs, stated, strike, user_text
 from looptool_jax.world.tools import WorldTool
 
 
@@ -32,7 +32,7 @@ def validate(sample: Sample) -> list[str]:
         return _call_problems(sample, world)
     if sample.target.intent == "clarify":
         return _question_problems(sample, world)
-    text = _last_request(sample)
+    text = user_text(sample.messages)
     return [f"{tool.tool.name} can do this" for tool in world.tools.values() if asks_for(tool, text)]
 
 
@@ -69,35 +69,49 @@ def _value_problems(tool: WorldTool, name: str, value: Any, said: str, results: 
 def _left_out(sample: Sample, world: World) -> list[str]:
     """Values of the request that neither the label nor an earlier call uses."""
     calls = [*sample.target.calls, *(call for message in sample.messages for call in message.calls)]
-    rest = user_text(sample.messages)
-    for part in sorted({str(part) for call in calls for part in _all_parts(call)}, key=len, reverse=True):
-        rest = re.sub(rf"(?<![\w.]){re.escape(part)}(?!\w|\.\d)", "", rest)
-    unused = re.findall(r'"[^"]+"|\S*\d\S*', rest)
-    problems = [f"{value} is not used" for value in unused]
-    if len(sample.messages) == 1 and len(sample.target.calls) == 1:
-        call = sample.target.calls[0]
-        tool = world.tools[call.name]
-        missed = [name for name in tool.parameters if name not in call.arguments and stated(tool, name, rest)]
-        problems += [f"{call.name}: {name} is left out" for name in missed]
+    said = user_text(sample.messages)
+    used = {str(part) for call in calls for part in _all_parts(call)}
+    rest = said
+    for part in sorted(used, key=len, reverse=True):
+        rest = strike(part, rest)
+    problems = [f"{value} is not used" for value in re.findall(r'"[^"]+"|\S*\d\S*', rest)]
+    called = {call.name for call in calls if call.name in world.tools}
+    keys = {world.tools[call.name].parameters[name].key for call in calls if call.name in called
+            for name in call.arguments}  # fmt: skip
+    for tool in world.tools.values():
+        if tool.tool.name not in called:
+            problems += [f"{tool.tool.name} is asked for, too"] if asks_for(tool, said) else []
+            continue
+        for name, parameter in tool.parameters.items():
+            values = stated(tool, name, said)
+            if parameter.shape == "boolean":
+                problems += [f"{tool.tool.name}: {name} is left out"] if values and parameter.key not in keys else []
+            else:
+                unused = [part for value in values for part in _parts(value) if str(part) not in used]
+                problems += [f"{tool.tool.name}: {part!r} is stated for {name} and not used" for part in unused]
     return problems
 
 
 def _question_problems(sample: Sample, world: World) -> list[str]:
-    target, text = sample.target, _last_request(sample)
+    target, text = sample.target, user_text(sample.messages)
     unnamed = [name for name in target.missing if not names_parameter(target.text, name)]
     if unnamed or not target.missing:
         return [f"the question does not name {', '.join(unnamed) or 'anything'}"]
+    results = " ".join(message.content for message in sample.messages if message.role == "tool")
     asked = [tool for tool in world.tools.values() if asks_for(tool, text)]
     if not asked:
         return ["the user asks for none of the tools"]
     for tool in asked:
-        if set(target.missing) <= set(tool.required) and not any(stated(tool, name, text) for name in target.missing):
+        known = any(_known(tool, name, text, results) for name in target.missing if name in tool.required)
+        if set(target.missing) <= set(tool.required) and not known:
             return []
     return [f"{', '.join(target.missing)}: given, or not required"]
 
 
-def _last_request(sample: Sample) -> str:
-    return next(message.content for message in reversed(sample.messages) if message.role == "user")
+def _known(tool: WorldTool, name: str, text: str, results: str) -> bool:
+    """Whether the user states the value, or a tool result holds such an id."""
+    parameter = tool.parameters[name]
+    return (parameter.shape == "id" and f"{parameter.prefix}-" in results) or bool(stated(tool, name, text))
 
 
 def _all_parts(call: Call) -> list[Any]:

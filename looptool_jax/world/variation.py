@@ -88,7 +88,9 @@ class _Stage:
         if target.intent == "clarify":
             asked = [tool for tool in self.tools if set(target.missing) <= set(tool.required)]
             able = [tool for tool in asked or self.tools if dialogues.repeatable(tool)]
-            return [self.plan("missing_parameter", dialogues.missing_values, self.rng.choice(able))] if able else self.one()
+            if able:
+                return [self.plan("missing_parameter", dialogues.missing_values, self.rng.choice(able))]
+            return self.one()
         if len(self.called) > 1:
             return [self.plan("parallel_multiple", dialogues.several_tools, self.called)]
         if len(target.calls) > 1 and dialogues.repeatable(self.main):

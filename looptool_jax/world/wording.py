@@ -41,7 +41,8 @@ class Mentions:
 
     def tail(self) -> str:
         """Everything that stays in the sentence, with a leading blank or comma."""
-        return "".join(f" {text}" for text in self.inline) + "".join(f", {text}" for text in self.after_comma)
+        inline = "".join(text if text.startswith(",") else f" {text}" for text in self.inline)
+        return inline + "".join(f", {text}" for text in self.after_comma)
 
 
 def request(rng: Random, order: Order) -> str:
@@ -130,7 +131,8 @@ def report(result: dict[str, Any]) -> str:
         return f"That did not work: {result['error']}."
     if "results" in result:
         return f"I found {enumerate_words(result['results'])}."
-    told = {name: value for name, value in result.items() if name not in ("status", "id")}
+    plain = result.get("status") in ("created", "updated", "deleted", "done")
+    told = {name: value for name, value in result.items() if not plain or name not in ("status", "id")}
     facts = [f"{name.replace('_', ' ')} {written(value)}" for name, value in told.items()]
     return f"Done: {', '.join(facts)}." if facts else "Done."
 
@@ -155,7 +157,7 @@ def _mentions(rng: Random, order: Order, sentences: bool, with_id: bool = False)
     }
     names = list(said)
     rng.shuffle(names)
-    names.sort(key=lambda name: order.tool.parameters[name].shape in ("list", "object"))
+    names.sort(key=lambda name: order.tool.parameters[name].shape in ("list", "object"))  # they end in "and ..."
     claimed = shared_patterns(order.tool.leaf)
     inline: list[str] = []
     after_comma: list[str] = []
@@ -163,6 +165,8 @@ def _mentions(rng: Random, order: Order, sentences: bool, with_id: bool = False)
     for name in names:
         parameter, value = order.tool.parameters[name], said[name]
         natural = _natural(rng, parameter, value, claimed)
+        if with_id and natural.startswith(","):
+            natural = ""
         if natural and rng.random() < 0.75:
             inline.append(natural)
         elif sentences and parameter.shape != "boolean" and rng.random() < 0.4:
