@@ -17,106 +17,19 @@ from random import Random
 from looptool_jax.toolcall import Sample
 from looptool_jax.world import generate
 
-_STRUCTURE = frozenset(
-    [
-        "id",
-        "category",
-        "tools",
-        "messages",
-        "target",
-        "origin",
-        "role",
-        "content",
-        "calls",
-        "name",
-        "arguments",
-        "type",
-        "function",
-        "description",
-        "parameters",
-        "properties",
-        "required",
-        "enum",
-        "default",
-        "items",
-        "string",
-        "integer",
-        "number",
-        "boolean",
-        "array",
-        "object",
-        "text",
-        "intent",
-        "missing",
-        "kind",
-        "seed",
-        "round",
-        "parent",
-        "scenario",
-        "user",
-        "assistant",
-        "system",
-        "tool",
-        "tool_call",
-        "tool_response",
-        "clarify",
-        "refuse",
-        "answer",
-        "expanded",
-        "single",
-        "multiple",
-        "parallel",
-        "parallel_multiple",
-        "missing_parameter",
-        "irrelevant",
-        "multi_turn",
-        "world",
-        "train",
-        "heldout",
-        "complexity",
-        "persona",
-        "interaction",
-        "data",
-        "false",
-        "true",
-        "null",
-        "lineage",
-        "extra",
-    ]
-)
+_STRUCTURE = """
+id category tools messages target origin role content calls name arguments type function description parameters
+properties required enum default items string integer number boolean array object text intent missing kind seed round
+parent scenario user assistant system tool tool_call tool_response clarify refuse answer expanded single multiple
+parallel parallel_multiple missing_parameter irrelevant multi_turn world train heldout complexity persona interaction
+data false true null lineage extra
+"""
 """Words of the records' own JSON: neither they nor parts of them are replaced."""
 
-_COMMON = frozenset(
-    [
-        "the",
-        "and",
-        "for",
-        "its",
-        "two",
-        "all",
-        "any",
-        "one",
-        "out",
-        "per",
-        "with",
-        "from",
-        "that",
-        "this",
-        "have",
-        "need",
-        "would",
-        "could",
-        "please",
-        "into",
-        "once",
-        "each",
-        "same",
-        "also",
-        "then",
-        "first",
-        "second",
-    ]
-)
+_COMMON = (
+    "the|and|for|its|two|all|any|one|out|per|with|from|that|this|have|need|would|could|please|into|once|each|same|"
+    "also|then|first|second"
+).split("|")
 
 
 @dataclass(frozen=True)
@@ -155,7 +68,7 @@ def draw_renaming(sample: Sample, rng: Random) -> Renaming:
 def _words(text: str) -> list[str]:
     """The words of a text or name, in lower case, that are safe to replace in a sample's JSON."""
     words = (word.lower() for word in re.findall(r"[A-Z]?[a-z]{3,}", text))
-    return [word for word in words if word not in _COMMON and not any(word in other for other in _STRUCTURE)]
+    return [word for word in words if word not in _COMMON and word not in _STRUCTURE]
 
 
 def _new_word(rng: Random) -> str:
