@@ -26,10 +26,10 @@ data false true null lineage extra
 """
 """Words of the records' own JSON: neither they nor parts of them are replaced."""
 
-_COMMON = (
+_COMMON = re.compile(
     "the|and|for|its|two|all|any|one|out|per|with|from|that|this|have|need|would|could|please|into|once|each|same|"
     "also|then|first|second"
-).split("|")
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def draw_renaming(sample: Sample, rng: Random) -> Renaming:
 def _words(text: str) -> list[str]:
     """The words of a text or name, in lower case, that are safe to replace in a sample's JSON."""
     words = (word.lower() for word in re.findall(r"[A-Z]?[a-z]{3,}", text))
-    return [word for word in words if word not in _COMMON and word not in _STRUCTURE]
+    return [word for word in words if not _COMMON.fullmatch(word) and word not in _STRUCTURE]
 
 
 def _new_word(rng: Random) -> str:
