@@ -43,13 +43,15 @@ class GrpoConfig:
     micro_batches: int = 1  # parts of a batch of prompts whose gradients are added up
     logprob_chunk: int = 128  # time positions whose logits exist at once
     remat: bool = False
-    compute_dtype: str = "float32"  # of the forward and backward pass; parameters keep their own
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of the model's passes; parameters keep their own
 
     def __post_init__(self) -> None:
         if self.ratio not in ("token", "sequence"):
             raise ValueError(f"grpo.ratio is {self.ratio!r}: use 'token' or 'sequence'")
         if self.loss_agg not in ("token-mean", "seq-mean-token-mean"):
             raise ValueError(f"grpo.loss_agg is {self.loss_agg!r}: use 'token-mean' or 'seq-mean-token-mean'")
+        if self.compute_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"grpo.compute_dtype is {self.compute_dtype!r}: use 'float32' or 'bfloat16'")
         if self.ratio == "sequence" and self.loss_agg == "token-mean":
             raise ValueError(
                 "grpo.ratio='sequence' has one term per answer, not per token: set grpo.loss_agg='seq-mean-token-mean'"

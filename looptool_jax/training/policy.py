@@ -14,9 +14,9 @@ from looptool_jax.models import decoder, hf
 from looptool_jax.parallel import rules
 from looptool_jax.training import checkpoint
 from looptool_jax.training.grpo import (
-    GrpoBatch,
     GrpoConfig,
     group_advantages,
+    grpo_update,
     make_batch,
     make_grpo_step,
     make_logprob_step,
@@ -81,16 +81,9 @@ class PolicyTrainer:
             answer_len=_bucket(max(len(answer) for group in answers for answer in group)),
             pad_id=self.lm.tokenizer.pad_id,
         )  # fmt: skip
-        if updates > 1:
-            batch = batch._replace(old_logprobs=np.asarray(self._logprobs(self.state.params, batch)))
-        size = len(prompts) // updates
-        totals: dict[str, float] = {}
-        for i in range(updates):
-            part = jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], batch)
-            self.state, metrics = self._step(self.state, GrpoBatch(*part))
-            for name, value in jax.device_get(metrics).items():
-                totals[name] = totals.get(name, 0.0) + float(value) / updates
-        return {name: round(value, 8) for name, value in totals.items()}
+        self.state, history = grpo_update(self._step, self._logprobs, self.state, batch, updates)
+        history = jax.device_get(history)
+        return {name: round(float(np.mean([metrics[name] for metrics in history])), 8) for name in history[0]}
 
     def save(self, step: int) -> None:
         """Checkpoint after `step` batches; earlier ones are removed."""
@@ -101,9 +94,7 @@ class PolicyTrainer:
         path = checkpoint.latest(self.checkpoints)
         if path is None:
             return 0
-        abstract = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), self.state, self.shardings
-        )
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state)
         restored = checkpoint.restore(path, abstract)
         self.state = restored.state
         step: Any = restored.extra["step"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,14 @@ from looptool_jax.training.optimizer import TrainState, apply_gradients
 
 @dataclass(frozen=True)
 class SftConfig:
-    prompt_weight: float = 0.0  # weight of a prompt token in the loss; an answer token weighs 1
     micro_batches: int = 1
     logprob_chunk: int = 256  # time positions whose logits exist at once
     remat: bool = False
-    compute_dtype: str = "float32"  # of the forward and backward pass; parameters keep their own
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of the model's passes; parameters keep their own
+
+    def __post_init__(self) -> None:
+        if self.compute_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"sft.compute_dtype is {self.compute_dtype!r}: use 'float32' or 'bfloat16'")
 
 
 class SftBatch(NamedTuple):

@@ -114,6 +114,7 @@ def test_prompts_that_do_not_divide():
         ({"ratio": "sequence"}, "set grpo.loss_agg='seq-mean-token-mean'"),
         ({"ratio": "word"}, "grpo.ratio is 'word'"),
         ({"loss_agg": "sum"}, "grpo.loss_agg is 'sum'"),
+        ({"compute_dtype": "int8"}, "grpo.compute_dtype is 'int8'"),
     ],
 )
 def test_bad_configurations(options, message):

@@ -112,12 +112,12 @@ def test_gradient_equals_that_of_unpacked_examples():
 
 
 def test_training_learns():
-    """Sequences counting upwards from anywhere: the loss falls towards zero within 60 updates of Muon."""
+    """Sequences counting upwards from anywhere, float32 weights, bfloat16 passes, Muon: the loss falls towards zero."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = make_optimizer(OptimizerConfig("muon", learning_rate=1e-2), decoder.logical_axes(CFG))
     params = INIT(CFG, jax.random.key(0))
     shardings = state_shardings(optimizer, params, param_shardings(mesh, decoder.logical_axes(CFG), params), mesh)
-    step = make_sft_step(CFG, SftConfig(), optimizer, mesh, shardings)
+    step = make_sft_step(CFG, SftConfig(compute_dtype="bfloat16"), optimizer, mesh, shardings)
     state = init_state(optimizer, params, shardings)
     batch = pack([([(start + i) % 64 for i in range(10)], 1) for start in range(64)], 20, rows_multiple=8).batch
     losses = []
@@ -126,6 +126,7 @@ def test_training_learns():
             state, metrics = step(state, part)
             losses.append(float(metrics["loss"]))
     assert losses[0] > 3.5 and losses[-1] < 0.3
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
 
 
 def test_rows_that_do_not_divide():
