@@ -231,7 +231,7 @@ def _other_value(rng: Random, world: World, parameter: Parameter, value: Any) ->
 def _can_vary_alone(tool: WorldTool, given: Sequence[str], name: str) -> bool:
     """Whether other values of a property make sense beside the same others. Two dates stand in an order."""
     parameter = tool.parameters[name]
-    if json_type(parameter) != "string" or parameter.kind == "text" or _ordered(tool, given, name):
+    if json_type(parameter) != "string" or parameter.kind in ("text", "remark") or _ordered(tool, given, name):
         return False
     return tool.leaf.effect != "delete" or parameter.shape == "id"
 

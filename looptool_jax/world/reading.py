@@ -21,7 +21,8 @@ _SHAPES = {
     "work": rf'"?({_WORDS})"?', "date": r"\d{4}-\d{2}-\d{2}", "time": r"\d{2}:\d{2}", "email": r"\S+@[\w.]*\w",
     "phone": r"\+\d+-\d+-\d+", "address": rf"\d+ {_WORDS}", "code": _CODE, "tracking": _CODE, "plate": _CODE,
     "flight": _CODE, "account": _CODE, "pin": r"\d{4}", "ticker": r"[A-Z]{3,4}", "folder": r"[a-z]+\d+",
-    "file": r"\w+\.\w+", "text": r'"([^"]+)"', "problem": r'"([^"]+)"', "car": rf"{_COINED} [A-Z]\d",
+    "file": r"\w+\.\w+", "text": r'"([^"]+)"', "problem": r'"([^"]+)"',
+    "remark": r'"([^"]+)"', "car": rf"{_COINED} [A-Z]\d",
 }  # fmt: skip
 _NUMBERS = {"integer": r"\d+", "number": r"\d+(?:\.\d+)?"}
 

@@ -155,6 +155,7 @@ KINDS: dict[str, Kind] = {
     "text": Kind("string", "Text", _text),
     "reason": Kind("string", "Reason", _pool("reason")),
     "problem": Kind("string", "What is wrong", _pair("device", "fault", "{} {}")),
+    "remark": Kind("string", "Remark", _pair("degree", "quality")),
     "small": Kind("integer", "Number", _integers(2, 12)),
     "stars": Kind("integer", "Stars, 2 to 5", _integers(2, 5)),
     "quantity": Kind("integer", "Number", _integers(2, 250)),
@@ -181,7 +182,7 @@ KINDS: dict[str, Kind] = {
     "longitude": Kind("number", "Longitude", _decimals(1, 179, 2, whole=0.0)),
 }
 
-_QUOTED = frozenset(("text", "problem"))
+_QUOTED = frozenset(("text", "problem", "remark"))
 _MAYBE_QUOTED = frozenset(("title", "work"))
 
 
