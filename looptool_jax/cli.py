@@ -51,8 +51,9 @@ def _fail(error: Exception) -> None:
 
 @app.command()
 def run(config: Config = "quickstart", overrides: Overrides = None, quiet: Quiet = False) -> None:
-    """Run the closed loop; the same command resumes it.
+    r"""Run the closed loop; the same command resumes it.
 
+    \b
     looptool run
     looptool run --config micro run_dir=/tmp/micro
     looptool run --config paper_8b policy.path=/models/Qwen3-8B judge_model.path=/models/Qwen3-32B
@@ -77,8 +78,9 @@ def run(config: Config = "quickstart", overrides: Overrides = None, quiet: Quiet
 def probe(
     data: Data, out: Out, config: Config = "quickstart", model: Model = None, overrides: Overrides = None
 ) -> None:
-    """GCP: greedy answers of a policy on samples, with match and perplexity.
+    r"""GCP: greedy answers of a policy on samples, with match and perplexity.
 
+    \b
     looptool probe --data round-1/data.jsonl --model nano/policy --out probed
     """
     from looptool_jax.data.store import read_samples
@@ -103,8 +105,9 @@ def judge(
     model: Model = None,
     overrides: Overrides = None,
 ) -> None:
-    """JGLV: an open judge decides on every mismatch whether label or answer is wrong, and repairs labels.
+    r"""JGLV: an open judge decides on every mismatch whether label or answer is wrong, and repairs labels.
 
+    \b
     looptool judge --data round-1/data.jsonl --probes probed/probes.jsonl --model nano/judge --out judged
     """
     from looptool_jax.data.store import read_jsonl, read_samples
@@ -130,8 +133,9 @@ def expand(
     model: Model = None,
     overrides: Overrides = None,
 ) -> None:
-    """EDDE: new samples around the error seeds, verified by rules and by the judge.
+    r"""EDDE: new samples around the error seeds, verified by rules and by the judge.
 
+    \b
     looptool expand --errors judged/errors.jsonl --model nano/judge --out expanded
     """
     from looptool_jax.data.store import read_jsonl
@@ -157,8 +161,9 @@ def compose(
     round_: Round = 1,
     overrides: Overrides = None,
 ) -> None:
-    """Compose D_{j+1} from a round's artifacts, with other shares or policies if you like.
+    r"""Compose D_{j+1} from a round's artifacts, with other shares or policies if you like.
 
+    \b
     looptool compose --run runs/quickstart --round 1 --out composed compose.high_ppl=random
     """
     from looptool_jax.config import load_config
@@ -178,8 +183,9 @@ def train(
     model: Model = None,
     overrides: Overrides = None,
 ) -> None:
-    """GRPO on samples; the new policy lies in OUT/policy in Hugging Face's layout.
+    r"""GRPO on samples; the new policy lies in OUT/policy in Hugging Face's layout.
 
+    \b
     looptool train --data round-1/data.jsonl --model nano/policy --out trained train.epochs=1
     """
     from looptool_jax.data.store import read_samples
@@ -202,8 +208,9 @@ def warmup(
     model: Model = None,
     overrides: Overrides = None,
 ) -> None:
-    """Supervised training: a model on the targets of samples; without --data, the embedded model from nothing.
+    r"""Supervised training: a model on the targets of samples; without --data, the embedded model from nothing.
 
+    \b
     looptool warmup --data seeds.jsonl --model ./SmolLM2-135M-Instruct --out warm policy.format=smollm2
     looptool warmup --out nano
     """
@@ -231,8 +238,9 @@ def warmup(
 def evaluate(
     data: Data, out: Out, config: Config = "quickstart", model: Model = None, overrides: Overrides = None
 ) -> None:
-    """Accuracy of a policy on samples under the strict matcher, by category.
+    r"""Accuracy of a policy on samples under the strict matcher, by category.
 
+    \b
     looptool eval --data heldout.jsonl --model trained/policy --out evaluated
     """
     from looptool_jax.data.store import read_samples
@@ -249,8 +257,9 @@ def evaluate(
 
 @app.command()
 def report(run_dir: Annotated[str, typer.Argument(help="Run directory.")]) -> None:
-    """Write the HTML report of a run, finished or not.
+    r"""Write the HTML report of a run, finished or not.
 
+    \b
     looptool report runs/quickstart
     """
     from looptool_jax.report.html import write_report
@@ -265,8 +274,9 @@ def import_(
     out: Out,
     tools: Annotated[str | None, typer.Option("--tools", help="Tool documents, for seal_tools.")] = None,
 ) -> None:
-    """Turn foreign tool-call data into samples; what cannot be read goes to OUT/rejected.jsonl with line and reason.
+    r"""Turn foreign tool-call data into samples; what cannot be read goes to OUT/rejected.jsonl with line and reason.
 
+    \b
     looptool import example_messages.jsonl --format openai --out star
     """
     from looptool_jax.data.importers import import_file, write_import
@@ -280,8 +290,9 @@ def publish(
     out: Out,
     name: Annotated[str, typer.Option("--name", help="Of the data set: small letters, digits, _.")] = "looptool",
 ) -> None:
-    """Publish a run's data sets D_1, D_2, ... as one TFDS data set (ArrayRecord), a split a round.
+    r"""Publish a run's data sets D_1, D_2, ... as one TFDS data set (ArrayRecord), a split a round.
 
+    \b
     looptool publish runs/quickstart --out published
     """
     from looptool_jax.data.publish import publish as publish_rounds
