@@ -85,7 +85,7 @@ def follow_up(rng: Random, world: World, first: WorldTool, second: WorldTool) ->
     history, result = _answered(rng, world, first)
     record, reference = _referred(rng, result)
     arguments = draw_arguments(rng, world, second)
-    arguments[second.property_of("id")] = record
+    arguments[second.ids[0]] = record
     text = wording.request(rng, Order(second, arguments, reference))
     return _continue(world, (*history, _user(text)), [_call(second, arguments)])
 
@@ -97,7 +97,7 @@ def chained(rng: Random, world: World, first: WorldTool, second: WorldTool) -> S
     result = execute(world, call)
     record, reference = _referred(rng, result)
     arguments = draw_arguments(rng, world, second)
-    arguments[second.property_of("id")] = record
+    arguments[second.ids[0]] = record
     text = wording.chain(rng, Order(first, wanted), Order(second, arguments, reference))
     messages = (_user(text), _assistant(call), _result(first, result))
     return _continue(world, messages, [_call(second, arguments)])
@@ -139,7 +139,7 @@ def repeated(rng: Random, world: World, tool: WorldTool) -> Scene:
     arguments = draw_arguments(rng, world, tool)
     first = _call(tool, arguments)
     result = execute(world, first)
-    name = tool.property_of("id") if tool.leaf.effect == "delete" else rng.choice(list(arguments))
+    name = tool.ids[0] if tool.leaf.effect == "delete" else rng.choice(list(arguments))
     changed = arguments | {name: _other_value(rng, world, tool.parameters[name], arguments[name])}
     messages = (
         _user(wording.request(rng, Order(tool, arguments))),
@@ -164,11 +164,8 @@ def repeatable(tool: WorldTool) -> bool:
 
 def linked(first: WorldTool, second: WorldTool) -> bool:
     """Whether the second tool works on the records that the first one makes or finds."""
-    name = second.property_of("id")
-    return (
-        name is not None and bool(first.leaf.prefix) and first.leaf.effect in ("create", "search")
-        and second.parameters[name].prefix == first.leaf.prefix and first.leaf is not second.leaf
-    )  # fmt: skip
+    prefixes = [second.parameters[name].prefix for name in second.ids]
+    return first.leaf.effect in ("create", "search") and first.leaf.prefix in prefixes and first.leaf is not second.leaf
 
 
 def correctable(tool: WorldTool) -> list[str]:

@@ -172,14 +172,15 @@ def _temperature(a: dict[str, Any], rng: Random) -> float:
 
 
 def _mean(a: dict[str, Any], rng: Random) -> float:
-    values = a.get("numbers", a.get("grades"))
+    values = a["numbers"] if "numbers" in a else a["grades"]
     return sum(values) / len(values)
 
 
 FORMULAS: dict[str, Callable[[dict[str, Any], Random], float]] = {
     "convert": lambda a, rng: a["sum"] * rng.uniform(0.2, 5),
     "loan": _loan,
-    "percent": lambda a, rng: a.get("whole", a.get("income")) * a.get("part", a.get("rate")) / 100,
+    "percent": lambda a, rng: a["whole"] * a["part"] / 100,
+    "tax": lambda a, rng: a["income"] * a["rate"] / 100,
     "discount": lambda a, rng: a["list_price"] * (1 - a["percent_off"] / 100),
     "bmi": lambda a, rng: a["body_weight"] / (a["height"] / 100) ** 2,
     "multiply": lambda a, rng: a["distance"] * a["fuel_price"],

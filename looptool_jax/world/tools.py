@@ -29,9 +29,10 @@ class WorldTool:
     def required(self) -> tuple[str, ...]:
         return self.tool.required
 
-    def property_of(self, shape: str) -> str | None:
-        """The first property whose parameter has this shape."""
-        return next((name for name, parameter in self.parameters.items() if parameter.shape == shape), None)
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The properties that take the id of a record."""
+        return tuple(name for name, parameter in self.parameters.items() if parameter.shape == "id")
 
 
 @cache

@@ -143,10 +143,10 @@ def _ask(rng: Random, order: Order) -> str:
     if order.reference:
         head, _, noun = text.rpartition(" the ")
         return f"{head} {order.reference} {noun}"
-    name = order.tool.property_of("id")
-    if name is None or name not in order.arguments:
-        return text
-    return f"{text} {rng.choice(phrases()['with_id']).format(value=order.arguments[name])}"
+    for name in order.tool.ids:
+        if name in order.arguments:
+            text = f"{text} {rng.choice(phrases()['with_id']).format(value=order.arguments[name])}"
+    return text
 
 
 def _mentions(rng: Random, order: Order, sentences: bool, with_id: bool = False) -> Mentions:
