@@ -51,7 +51,7 @@ def _fail(error: Exception) -> None:
 
 @app.command()
 def run(config: Config = "quickstart", overrides: Overrides = None, quiet: Quiet = False) -> None:
-    r"""Run the closed loop; the same command resumes it.
+    """Run the closed loop; the same command resumes it.
 
     \b
     looptool run
@@ -78,7 +78,7 @@ def run(config: Config = "quickstart", overrides: Overrides = None, quiet: Quiet
 def probe(
     data: Data, out: Out, config: Config = "quickstart", model: Model = None, overrides: Overrides = None
 ) -> None:
-    r"""GCP: greedy answers of a policy on samples, with match and perplexity.
+    """GCP: greedy answers of a policy on samples, with match and perplexity.
 
     \b
     looptool probe --data round-1/data.jsonl --model nano/policy --out probed
@@ -105,7 +105,7 @@ def judge(
     model: Model = None,
     overrides: Overrides = None,
 ) -> None:
-    r"""JGLV: an open judge decides on every mismatch whether label or answer is wrong, and repairs labels.
+    """JGLV: an open judge decides on every mismatch whether label or answer is wrong, and repairs labels.
 
     \b
     looptool judge --data round-1/data.jsonl --probes probed/probes.jsonl --model nano/judge --out judged
@@ -133,7 +133,7 @@ def expand(
     model: Model = None,
     overrides: Overrides = None,
 ) -> None:
-    r"""EDDE: new samples around the error seeds, verified by rules and by the judge.
+    """EDDE: new samples around the error seeds, verified by rules and by the judge.
 
     \b
     looptool expand --errors judged/errors.jsonl --model nano/judge --out expanded
@@ -161,7 +161,7 @@ def compose(
     round_: Round = 1,
     overrides: Overrides = None,
 ) -> None:
-    r"""Compose D_{j+1} from a round's artifacts, with other shares or policies if you like.
+    """Compose D_{j+1} from a round's artifacts, with other shares or policies if you like.
 
     \b
     looptool compose --run runs/quickstart --round 1 --out composed compose.high_ppl=random
@@ -183,7 +183,7 @@ def train(
     model: Model = None,
     overrides: Overrides = None,
 ) -> None:
-    r"""GRPO on samples; the new policy lies in OUT/policy in Hugging Face's layout.
+    """GRPO on samples; the new policy lies in OUT/policy in Hugging Face's layout.
 
     \b
     looptool train --data round-1/data.jsonl --model nano/policy --out trained train.epochs=1
@@ -208,7 +208,7 @@ def warmup(
     model: Model = None,
     overrides: Overrides = None,
 ) -> None:
-    r"""Supervised training: a model on the targets of samples; without --data, the embedded model from nothing.
+    """Supervised training: a model on the targets of samples; without --data, the embedded model from nothing.
 
     \b
     looptool warmup --data seeds.jsonl --model ./SmolLM2-135M-Instruct --out warm policy.format=smollm2
@@ -238,7 +238,7 @@ def warmup(
 def evaluate(
     data: Data, out: Out, config: Config = "quickstart", model: Model = None, overrides: Overrides = None
 ) -> None:
-    r"""Accuracy of a policy on samples under the strict matcher, by category.
+    """Accuracy of a policy on samples under the strict matcher, by category.
 
     \b
     looptool eval --data heldout.jsonl --model trained/policy --out evaluated
@@ -257,7 +257,7 @@ def evaluate(
 
 @app.command()
 def report(run_dir: Annotated[str, typer.Argument(help="Run directory.")]) -> None:
-    r"""Write the HTML report of a run, finished or not.
+    """Write the HTML report of a run, finished or not.
 
     \b
     looptool report runs/quickstart
@@ -274,7 +274,7 @@ def import_(
     out: Out,
     tools: Annotated[str | None, typer.Option("--tools", help="Tool documents, for seal_tools.")] = None,
 ) -> None:
-    r"""Turn foreign tool-call data into samples; what cannot be read goes to OUT/rejected.jsonl with line and reason.
+    """Turn foreign tool-call data into samples; what cannot be read goes to OUT/rejected.jsonl with line and reason.
 
     \b
     looptool import example_messages.jsonl --format openai --out star
@@ -290,7 +290,7 @@ def publish(
     out: Out,
     name: Annotated[str, typer.Option("--name", help="Of the data set: small letters, digits, _.")] = "looptool",
 ) -> None:
-    r"""Publish a run's data sets D_1, D_2, ... as one TFDS data set (ArrayRecord), a split a round.
+    """Publish a run's data sets D_1, D_2, ... as one TFDS data set (ArrayRecord), a split a round.
 
     \b
     looptool publish runs/quickstart --out published
