@@ -40,14 +40,14 @@ class JudgeConfig:
     enabled: false is the paper's ablation "w/o JGLV": every mismatch is a model error.
     order_swap: judge each pair in both orders and trust only agreeing verdicts; false is the paper's fixed order
         (label first).
-    rules_first: an answer that does not parse or does not fit its tool's schema is wrong without asking the judge;
-        false sends it to the judge as the paper does.
+    rules_first: an answer that does not parse or does not fit its tool's schema is wrong without asking the judge.
+        It saves judging, but such a sample keeps a wrong label that the judge might have found. The paper judges all.
     prompt: "full" for language models, "compact" for nano. chunk: pairs committed at once.
     """
 
     enabled: bool = True
     order_swap: bool = True
-    rules_first: bool = True
+    rules_first: bool = False
     prompt: Variant = "full"
     answers: AnswerConfig = field(default_factory=AnswerConfig)
     chunk: int = 256
