@@ -1,4 +1,4 @@
-"""Advantages, batches, several updates, meshes. The gradients themselves: test_grpo_gradient.py."""
+"""Advantages, batches, configuration. The update itself: test_grpo_gradient.py."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from looptool_jax.training.grpo import (
     grpo_update,
     make_batch,
     make_grpo_step,
-    make_logprob_step,
 )
-from looptool_jax.training.optimizer import OptimizerConfig, init_state, make_optimizer, state_shardings
+from looptool_jax.training.optimizer import state_shardings
 
 CFG = DecoderConfig("qwen3", 62, 32, 48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
 INIT = jax.jit(decoder.init_params, static_argnums=(0, 2))
@@ -71,41 +70,14 @@ def test_batch_layout():
             build(*bad, np.zeros((len(bad[0]), len(bad[1][0]))), rows=1)
 
 
-def training(mesh, optimizer, grpo):
-    shapes = decoder.abstract_params(CFG)
-    shardings = state_shardings(optimizer, shapes, param_shardings(mesh, decoder.logical_axes(CFG), shapes), mesh)
-    state = init_state(optimizer, INIT(CFG, jax.random.key(0)), shardings)
-    logprob_step = make_logprob_step(CFG, grpo, mesh, shardings.params)
-    return make_grpo_step(CFG, grpo, optimizer, mesh, shardings), logprob_step, state
-
-
-def test_several_updates_per_batch():
-    """Two updates on one batch: the second is weighed against the policy before the first, so it may be clipped."""
-    grpo = GrpoConfig(micro_batches=2)
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.02), decoder.logical_axes(CFG))
-    one = make_mesh(MeshConfig(), jax.devices()[:1])
-    step, logprob_step, state = training(one, optimizer, grpo)
-    batch = build(*ragged(4, 8, 3))
-    before = jax.tree.map(np.array, state.params)
-    old = np.asarray(logprob_step(state.params, batch))
-    mask = np.arange(6) < batch.answer_lengths[..., None]
-    assert (old[~mask] == 0).all() and (old[mask] < 0).all()
-    state, history = grpo_update(step, logprob_step, state, batch, updates=2)
-    assert int(state.step) == 2
-    assert float(history[0]["ratio"]) == pytest.approx(1, abs=1e-5) and float(history[0]["clip_fraction"]) == 0
-    assert abs(float(history[1]["ratio"]) - 1) > 1e-3 and float(history[1]["clip_fraction"]) > 0
-    assert float(history[1]["kl"]) > 0
-
-    new = np.asarray(logprob_step(before, batch))
-    np.testing.assert_array_equal(new, old)
-    with pytest.raises(ValueError, match="8 prompts do not divide into 3 updates"):
-        grpo_update(step, logprob_step, state, batch, updates=3)
-
-
 def test_prompts_that_do_not_divide():
-    step, _, state = training(make_mesh(MeshConfig(data=2, fsdp=4)), RECORD, GrpoConfig())
+    mesh, shapes = make_mesh(MeshConfig(data=2, fsdp=4)), decoder.abstract_params(CFG)
+    shardings = state_shardings(RECORD, shapes, param_shardings(mesh, decoder.logical_axes(CFG), shapes), mesh)
+    step = make_grpo_step(CFG, GrpoConfig(), RECORD, mesh, shardings)
     with pytest.raises(ShardingError, match="4 prompts do not divide into 1 micro-batches over 8 batch shards"):
-        step(state, build(*ragged(1, 4, 2)))
+        step(None, build(*ragged(1, 4, 2)))
+    with pytest.raises(ValueError, match="4 prompts do not divide into 3 updates"):
+        grpo_update(step, None, None, build(*ragged(1, 4, 2)), updates=3)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,17 @@ from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig
 from looptool_jax.parallel.mesh import MeshConfig, make_mesh
 from looptool_jax.parallel.rules import param_shardings
-from looptool_jax.training.grpo import GrpoBatch, GrpoConfig, Totals, group_advantages, make_grpo_step, policy_loss
-from looptool_jax.training.optimizer import init_state, state_shardings
+from looptool_jax.training.grpo import (
+    GrpoBatch,
+    GrpoConfig,
+    Totals,
+    group_advantages,
+    grpo_update,
+    make_grpo_step,
+    make_logprob_step,
+    policy_loss,
+)
+from looptool_jax.training.optimizer import OptimizerConfig, init_state, make_optimizer, state_shardings
 
 CFG = DecoderConfig("qwen3", 62, 32, 48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
 INIT = jax.jit(decoder.init_params, static_argnums=(0, 2))
@@ -226,6 +235,37 @@ def test_eight_devices(params, mesh_cfg):
     metrics, found = step_gradients(params, grpo, batch, mesh_cfg)
     assert relative_error(found, expected) < 1e-5
     assert metrics["loss"] == pytest.approx(loss, rel=1e-5, abs=1e-6)
+
+
+def test_several_updates_equal_torch_adamw(params):
+    """Two updates on one batch, at a rate so large that the second is clipped against the policy before the first."""
+    grpo, rate = GrpoConfig(micro_batches=2), 0.02
+    batch = random_batch(4, 8, 3, 7, 5)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=rate), decoder.logical_axes(CFG))
+    shardings = state_shardings(optimizer, params, param_shardings(mesh, decoder.logical_axes(CFG), params), mesh)
+    step = make_grpo_step(CFG, grpo, optimizer, mesh, shardings)
+    logprob_step = make_logprob_step(CFG, grpo, mesh, shardings.params)
+    state = init_state(optimizer, params, shardings)
+    state, history = grpo_update(step, logprob_step, state, batch, updates=2)
+    assert int(state.step) == 2
+
+    batch = with_old_logprobs(params, batch, 0, spread=0.0)
+    reference = jax.tree.map(lambda x: torch.tensor(np.asarray(x), dtype=torch.float64, requires_grad=True), params)
+    adamw = torch.optim.AdamW(jax.tree.leaves(reference), lr=rate, weight_decay=0.01)
+    for part, metrics in ((slice(0, 4), history[0]), (slice(4, 8), history[1])):
+        adamw.zero_grad()
+        loss, regions = plain_loss(reference, grpo, GrpoBatch(*(x[part] for x in batch)))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(jax.tree.leaves(reference), 1.0)
+        adamw.step()
+        assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-3, abs=1e-5)
+        assert float(metrics["grad_norm"]) == pytest.approx(norm.item(), rel=1e-3)
+    assert float(history[0]["clip_fraction"]) == 0 and regions["clipped"] > 0
+    assert float(history[1]["clip_fraction"]) > 0 and float(history[1]["kl"]) > 0.01
+    moved = jax.tree.map(lambda x, start: np.asarray(x) - np.asarray(start), state.params, params)
+    expected = jax.tree.map(lambda x, start: x.detach().numpy() - np.asarray(start), reference, params)
+    assert relative_error(moved, expected) < 1e-3
 
 
 OPTIONS = [
