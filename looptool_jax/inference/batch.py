@@ -82,8 +82,8 @@ def generate(
         arrivals = []
         for slot in range(engine.slots):
             if occupants[slot] is None and waiting:
-                occupants[slot] = waiting.popleft()
-                arrivals.append((slot, requests[occupants[slot]]))
+                occupants[slot] = arrival = waiting.popleft()
+                arrivals.append((slot, requests[arrival]))
         state = _fill(engine, params, state, arrivals)
         state, result = engine.generate(params, state)
         result = result.convert_to_numpy()

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from jetstream.engine import engine_api, tokenizer_pb2
 
 from looptool_jax.inference.sampling import row_keys, sample
+from looptool_jax.inference.token_ids import NO_BOS, TokenIdsOnly
 from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig
 from looptool_jax.models.decoder import KV, Params
@@ -131,9 +132,11 @@ class DecoderEngine(engine_api.Engine):
     def _compile(self) -> None:
         mesh = self._mesh
         rules.check_batch(mesh, self.slots, "an engine's slots")
-        replicated, slot = rules.replicated(mesh), rules.batch_sharding(mesh, 1)
-        prompt_kv, answer_kv = rules.kv_sharding(mesh, 5), rules.kv_sharding(mesh, 6)
-        prefix_kv = NamedSharding(mesh, PartitionSpec(None, None, None, "tensor", None))
+        replicated: Any = rules.replicated(mesh)
+        slot: Any = rules.batch_sharding(mesh, 1)
+        prompt_kv: Any = rules.kv_sharding(mesh, 5)
+        answer_kv: Any = rules.kv_sharding(mesh, 6)
+        prefix_kv: Any = NamedSharding(mesh, PartitionSpec(None, None, None, "tensor", None))
         axes, shapes = decoder.logical_axes(self.cfg), decoder.abstract_params(self.cfg)
         self.param_shardings = rules.param_shardings(mesh, axes, shapes, rules.DECODING)
         self.prefix_shardings = Prefix(KV(prefix_kv, prefix_kv), replicated, replicated)
@@ -271,7 +274,7 @@ class DecoderEngine(engine_api.Engine):
         """The padded length that a prompt of `length` tokens is computed at. It depends on nothing else."""
         return next(bucket for bucket in self.buckets if length <= bucket)
 
-    def prefill_many(self, params: Params, tokens: Int[Array, "N T"], length: Int[Array, " N"]) -> Prefix:
+    def prefill_many(self, params: Params, tokens: Int[np.ndarray, "N T"], length: Int[np.ndarray, " N"]) -> Prefix:
         """Prefill of N prompts padded to one bucket T."""
         return self._prefill(params, jnp.asarray(tokens, jnp.int32), jnp.asarray(length, jnp.int32))
 
@@ -279,19 +282,19 @@ class DecoderEngine(engine_api.Engine):
         self,
         prefix: Prefix,
         decode_state: DecodeState,
-        slots: Int[Array, " N"],
-        keys: UInt32[Array, "N 2"],
-        temperature: Float[Array, " N"],
-        max_new: Int[Array, " N"],
+        slots: Int[np.ndarray, " N"],
+        keys: UInt32[np.ndarray, "N 2"],
+        temperature: Float[np.ndarray, " N"],
+        max_new: Int[np.ndarray, " N"],
     ) -> DecodeState:
         """Puts N prompts into N slots and draws the first token of their answers. `decode_state` is donated.
 
         The same prompt may stand for the same slot several times (padding of a batch).
         """
-        slots = jnp.asarray(slots, jnp.int32)
-        prompt_kv = self._insert_prompts(decode_state.prompt_kv, prefix.kv, slots)
+        where = jnp.asarray(slots, jnp.int32)
+        prompt_kv = self._insert_prompts(decode_state.prompt_kv, prefix.kv, where)
         rows = self._insert_rows(
-            decode_state.rows, prefix.logits, prefix.length, slots, jnp.asarray(keys, jnp.uint32),
+            decode_state.rows, prefix.logits, prefix.length, where, jnp.asarray(keys, jnp.uint32),
             jnp.asarray(temperature, jnp.float32), jnp.asarray(max_new, jnp.int32),
         )  # fmt: skip
         return DecodeState(prompt_kv, decode_state.answer_kv, rows)
@@ -307,31 +310,36 @@ class DecoderEngine(engine_api.Engine):
         *,
         params: Params,
         existing_prefix: Prefix | None = None,
-        padded_tokens: Int[Array, " T"],
+        padded_tokens: Int[Array | np.ndarray, " T"],
         true_length: int,
         sampler: Any = None,
         request_id: Any = None,
     ) -> Prefix:
-        """Prefill of one prompt, already padded to a bucket. `sampler` and `request_id` are not used.
+        """Prefill of one prompt, padded at its end. `sampler` and `request_id` are not used.
 
         Raises:
             EngineError: `existing_prefix` is given, or the prompt is empty or longer than `padded_tokens`.
         """
         if existing_prefix is not None:
             raise EngineError("engine: prefill on an existing prefix is not supported; prefill the whole prompt")
-        if not 1 <= true_length <= len(padded_tokens) <= self.prompt_len:
+        prompt = np.asarray(padded_tokens)[:true_length]
+        if len(prompt) and prompt[0] == NO_BOS:
+            prompt, true_length = prompt[1:], true_length - 1
+        if not 1 <= true_length == len(prompt) <= self.prompt_len:
             raise EngineError(
                 f"engine: a prompt of {true_length} tokens padded to {len(padded_tokens)} does not fit; "
                 f"it must have 1 to {self.prompt_len} tokens"
             )
-        return self.prefill_many(params, padded_tokens[None], np.array([true_length]))
+        padding = (0, self.bucket(true_length) - true_length)
+        tokens = np.pad(prompt, padding, constant_values=self.pad_id)
+        return self.prefill_many(params, tokens[None], np.array([true_length]))
 
     def prefill_multisampling(
         self,
         *,
         params: Params,
         existing_prefix: Prefix | None = None,
-        padded_tokens: Int[Array, " T"],
+        padded_tokens: Int[Array | np.ndarray, " T"],
         true_length: int,
         sampler: Any = None,
         rng: Any = None,
@@ -407,6 +415,9 @@ class DecoderEngine(engine_api.Engine):
         """The engine works on token ids and knows no tokenizer file."""
         return tokenizer_pb2.TokenizerParameters(path="", extra_ids=0)
 
+    def build_tokenizer(self, metadata: tokenizer_pb2.TokenizerParameters) -> TokenIdsOnly:
+        return TokenIdsOnly(self.eos_ids, self.pad_id)
+
     @property
     def max_concurrent_decodes(self) -> int:
         return self.slots
@@ -449,7 +460,6 @@ def _put(target: Array, new: Array, slots: Int[Array, " N"], axis: int = 0) -> A
     """The N entries of `new` along `axis`, each written over the beginning of what its slot holds."""
     for i in range(new.shape[axis]):
         entry = jax.lax.slice_in_dim(new, i, i + 1, axis=axis).astype(target.dtype)
-        start = [0] * target.ndim
-        start[axis] = slots[i]
+        start = [slots[i] if dim == axis else 0 for dim in range(target.ndim)]
         target = jax.lax.dynamic_update_slice(target, entry, start)
     return target

@@ -41,7 +41,7 @@ class Tiny:
         return table[np.arange(len(prompt) - 1, len(prompt) + len(answer) - 1), list(answer)]
 
 
-def _params(seed: int) -> decoder.Params:
+def make_params(seed: int) -> decoder.Params:
     params = jax.jit(decoder.init_params, static_argnums=0)(CFG, jax.random.key(seed))
     return jax.tree.map(lambda leaf: leaf * 4 if leaf.ndim > 2 else leaf, params) | {
         "embedding": params["embedding"] * 25
@@ -50,7 +50,7 @@ def _params(seed: int) -> decoder.Params:
 
 @pytest.fixture(scope="session")
 def tiny() -> Tiny:
-    params = _params(0)
+    params = make_params(0)
 
     @jax.jit
     def table(tokens, length):
@@ -63,7 +63,7 @@ def tiny() -> Tiny:
         padded[: len(tokens)] = tokens
         return np.asarray(table(padded, len(tokens)))[: len(tokens)]
 
-    return Tiny(CFG, params, _params(1), logprobs)
+    return Tiny(CFG, params, make_params(1), logprobs)
 
 
 @pytest.fixture(scope="session")

@@ -51,11 +51,15 @@ def folder(cfg, tmp_path_factory):
     return path
 
 
-def test_a_model_is_read_placed_and_answers(folder, cfg):
-    mesh = make_mesh(MeshConfig(fsdp=1, tensor=2), jax.devices()[:2])
+def test_a_model_is_read_and_placed_for_decoding(folder, cfg):
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices()[:4])
     lm = load_language_model(ModelConfig(str(folder)), mesh)
     assert lm.cfg == dataclasses.replace(cfg, max_position_embeddings=lm.cfg.max_position_embeddings)
     assert lm.params["layers"]["gate"].sharding.spec == jax.sharding.PartitionSpec(None, None, "tensor")
+
+
+def test_a_loaded_model_answers(folder):
+    lm = load_language_model(ModelConfig(str(folder)), make_mesh(MeshConfig(), jax.devices()[:1]))
     prompt = lm.tokenizer.encode_prompt([Message("user", "hello")], (), False)
     [[completion]] = generate(lm.engine(**SIZES), lm.params, [Request("a", prompt, (0, 0), 0.0, 8)])
     assert 1 <= len(completion.tokens) <= 8

@@ -1,0 +1,63 @@
+"""Serve token requests through JetStream's own Driver; run as a process of its own by test_driver.py.
+
+A thread of the Driver that fails kills its process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import jax
+from jetstream.core import orchestrator
+from jetstream.core.proto import jetstream_pb2
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import CFG, EOS, PAD, make_params
+
+from looptool_jax.inference.batch import Request, generate
+from looptool_jax.inference.engine import DecoderEngine
+
+
+def delete_pytree(tree) -> None:
+    """JetStream 0.2.2 calls `jax.tree_map` here, which JAX no longer has."""
+    jax.tree.map(lambda leaf: leaf.delete() if isinstance(leaf, jax.Array) else None, tree)
+
+
+async def decode(servicer: orchestrator.LLMOrchestrator, prompt: list[int], max_tokens: int) -> list[list[int]]:
+    request = jetstream_pb2.DecodeRequest(
+        token_content=jetstream_pb2.DecodeRequest.TokenContent(token_ids=prompt), max_tokens=max_tokens
+    )
+    rows: list[list[int]] = [[], []]
+    async for response in servicer.Decode(request):
+        for row, piece in zip(rows, response.stream_content.samples, strict=True):
+            row.extend(piece.token_ids)
+    return rows
+
+
+async def decode_all(servicer: orchestrator.LLMOrchestrator, requests: list[Request]) -> list[list[list[int]]]:
+    return await asyncio.gather(*(decode(servicer, list(each.tokens), each.max_new) for each in requests))
+
+
+def main() -> None:
+    orchestrator.delete_pytree = delete_pytree
+    engine = DecoderEngine(
+        CFG, slots=2, group=2, prompt_len=32, answer_len=12, steps_per_sync=4, eos_ids=EOS, pad_id=PAD
+    )
+    params = engine.load_params(make_params(0))
+    lengths = (1, 16, 31, 7, 22)
+    requests = [
+        Request(str(i), [6 + (7 * i + j) % 42 for j in range(n)], (0, 0), 0.0, 12) for i, n in enumerate(lengths)
+    ]
+    driver = orchestrator.Driver([engine], [engine], [params], [params], interleaved_mode=True)
+    served = asyncio.run(decode_all(orchestrator.LLMOrchestrator(driver), requests))
+    driver.stop()
+    for group, completions in zip(served, generate(engine, params, requests), strict=True):
+        for row, completion in zip(group, completions, strict=True):
+            assert row == [token for token in completion.tokens if token not in EOS], (row, completion)
+    print("served", sum(len(row) for group in served for row in group), "tokens")
+
+
+if __name__ == "__main__":
+    main()
