@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -89,6 +94,24 @@ def load_language_model(cfg: ModelConfig, mesh: Mesh) -> LanguageModel:
     return LanguageModel(model, params, tokenizer, mesh, cfg.path)
 
 
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Keep what C++ code writes to standard error to itself, unless an exception comes out."""
+    sys.stderr.flush()
+    real = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(real, held.read())
+            raise
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+
+
 @functools.cache
 def _engine(
     cfg: DecoderConfig,
@@ -105,7 +128,8 @@ def _engine(
     top_k: int,
     top_p: float,
 ) -> DecoderEngine:
-    from looptool_jax.inference.engine import DecoderEngine  # JetStream takes seconds to import
+    with _quiet_stderr():  # JetStream takes seconds to import, and TensorFlow, which it imports, greets with log lines
+        from looptool_jax.inference.engine import DecoderEngine
 
     return DecoderEngine(
         cfg, mesh=mesh, slots=slots, group=group, prompt_len=prompt_len, answer_len=answer_len, eos_ids=eos_ids,
