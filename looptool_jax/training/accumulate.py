@@ -13,6 +13,7 @@ from looptool_jax.parallel.mesh import ShardingError
 from looptool_jax.parallel.rules import BATCH
 
 Metrics = dict[str, jax.Array]
+AnyArray = Any  # a jax.Array or a NumPy array
 
 
 def accumulated_gradients(

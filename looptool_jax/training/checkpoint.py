@@ -103,7 +103,7 @@ def logical_hash(tree: Any) -> str:
             leaf = multihost_utils.process_allgather(leaf, tiled=True)
         array = np.ascontiguousarray(leaf)
         digest.update(f"{key}\0{array.shape}\0{array.dtype}\0".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

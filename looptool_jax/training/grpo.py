@@ -22,7 +22,14 @@ from jaxtyping import Array, Bool, Float, Int
 from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig
 from looptool_jax.parallel.rules import batch_sharding, replicated
-from looptool_jax.training.accumulate import Metrics, accumulated_gradients, check_rows, merge_rows, split_rows
+from looptool_jax.training.accumulate import (
+    AnyArray,
+    Metrics,
+    accumulated_gradients,
+    check_rows,
+    merge_rows,
+    split_rows,
+)
 from looptool_jax.training.logprobs import token_logprobs
 from looptool_jax.training.optimizer import TrainState, apply_gradients
 
@@ -61,12 +68,12 @@ class GrpoConfig:
 class GrpoBatch(NamedTuple):
     """Prompts and their groups of answers, both right-padded. A length of 0 marks a row that only fills the batch."""
 
-    prompts: Int[Array, "n prompt_time"]
-    prompt_lengths: Int[Array, " n"]
-    answers: Int[Array, "n group time"]
-    answer_lengths: Int[Array, "n group"]  # the end-of-text token counts
-    advantages: Float[Array, "n group"]
-    old_logprobs: Float[Array, "n group time"] | None = None  # None: the policy that is being updated (ratio 1)
+    prompts: Int[AnyArray, "n prompt_time"]
+    prompt_lengths: Int[AnyArray, " n"]
+    answers: Int[AnyArray, "n group time"]
+    answer_lengths: Int[AnyArray, "n group"]  # the end-of-text token counts
+    advantages: Float[AnyArray, "n group"]
+    old_logprobs: Float[AnyArray, "n group time"] | None = None  # None: the policy that is being updated (ratio 1)
 
 
 class Advantages(NamedTuple):
@@ -203,7 +210,7 @@ def grpo_update(
     size = len(batch.prompts) // updates
     history = []
     for start in range(0, len(batch.prompts), size):
-        state, metrics = step(state, GrpoBatch(*(x[start : start + size] for x in batch)))
+        state, metrics = step(state, jax.tree.map(lambda x, start=start: x[start : start + size], batch))
         history.append(metrics)
     return state, history
 

@@ -42,11 +42,11 @@ class OptimizerConfig:
 
 
 class TrainState(NamedTuple):
-    """What one update reads and writes. `step` counts updates, int32 scalar."""
+    """What one update reads and writes: arrays, or in their place their shapes or shardings."""
 
     params: Any
     opt_state: Any
-    step: jax.Array
+    step: Any  # updates done, int32 scalar
 
 
 def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig
 from looptool_jax.parallel.rules import batch_sharding, replicated
-from looptool_jax.training.accumulate import Metrics, accumulated_gradients, check_rows
+from looptool_jax.training.accumulate import AnyArray, Metrics, accumulated_gradients, check_rows
 from looptool_jax.training.logprobs import token_logprobs
 from looptool_jax.training.optimizer import TrainState, apply_gradients
 
@@ -37,10 +37,10 @@ class SftConfig:
 class SftBatch(NamedTuple):
     """Packed rows. Several examples share a row; an example never crosses one."""
 
-    tokens: Int[Array, "rows length"]
-    positions: Int[Array, "rows length"]  # from 0 within each example
-    segment_ids: Int[Array, "rows length"]  # from 1 within each row; 0 is padding
-    weights: Float[Array, "rows length"]  # of the token in the loss; 0 for an example's first token
+    tokens: Int[AnyArray, "rows length"]
+    positions: Int[AnyArray, "rows length"]  # from 0 within each example
+    segment_ids: Int[AnyArray, "rows length"]  # from 1 within each row; 0 is padding
+    weights: Float[AnyArray, "rows length"]  # of the token in the loss; 0 for an example's first token
 
 
 class Packed(NamedTuple):
@@ -67,17 +67,18 @@ def pack(
     rows = -(-rows // rows_multiple) * rows_multiple
 
     shape = (rows, length)
-    batch = SftBatch(*(np.zeros(shape, np.int32) for _ in range(3)), np.zeros(shape, np.float32))
+    tokens, positions, segment_ids = (np.zeros(shape, np.int32) for _ in range(3))
+    weights = np.zeros(shape, np.float32)
     segments = np.zeros(rows, np.int32)
     for (ids, prompt_len), (row, start) in zip(kept, placed, strict=True):
         segments[row] += 1
         span = slice(start, start + len(ids))
-        batch.tokens[row, span] = ids
-        batch.positions[row, span] = np.arange(len(ids))
-        batch.segment_ids[row, span] = segments[row]
-        batch.weights[row, span] = np.where(np.arange(len(ids)) < prompt_len, prompt_weight, 1.0)
-        batch.weights[row, start] = 0.0
-    return Packed(batch, len(examples) - len(kept))
+        tokens[row, span] = ids
+        positions[row, span] = np.arange(len(ids))
+        segment_ids[row, span] = segments[row]
+        weights[row, span] = np.where(np.arange(len(ids)) < prompt_len, prompt_weight, 1.0)
+        weights[row, start] = 0.0
+    return Packed(SftBatch(tokens, positions, segment_ids, weights), len(examples) - len(kept))
 
 
 def epoch_batches(batch: SftBatch, rows: int, seed: int, epoch: int, start: int = 0) -> Iterator[SftBatch]:
