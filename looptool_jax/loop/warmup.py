@@ -68,8 +68,9 @@ _MIX = {"answer": 0.45, "judge": 0.3, "verify": 0.1, "expand": 0.15}
 class NanoConfig:
     """The recipe of the shipped weights; another seed or another number changes them.
 
-    The policy is written after stage number `policy_stage` (from 1), the judge, which has seen more, at the end. Stages
-    after the policy's learn to judge its own mistakes.
+    The policy is written after stage number `policy_stage` (from 1), the judge, which has seen more, at the end. From
+    stage `mistakes_from` on, every stage ends with collecting the model's own wrong answers to `mistakes` new samples;
+    the next stage learns to judge them.
     """
 
     seed: int = 1
@@ -87,10 +88,11 @@ class NanoConfig:
         Stage(1900, 8, 512, _MIX, prompt_weight=0.1),
         Stage(1900, 8, 512, _MIX, prompt_weight=0.0),
     )
-    policy_stage: int = 2
+    policy_stage: int = 3
+    mistakes_from: int = 2
     tokenizer_samples: int = 12000
     chunk_samples: int = 1500
-    mistakes: int = 4000
+    mistakes: int = 6000
     checkpoint_chunks: int = 6
     evaluation_samples: int = 200
 
@@ -157,6 +159,7 @@ def train_nano(cfg: NanoConfig, out_dir: str | Path, log: Log) -> None:
         cursor = {"stage": cursor["stage"] + 1, "chunk": 0, "done": 0}
         if cursor["stage"] == cfg.policy_stage:
             save_pretrained(state.params, model, out / "policy", out / "tokenizer")
+        if cfg.mistakes_from <= cursor["stage"] < len(cfg.stages):
             write_jsonl(str(out / "mistakes.jsonl"), _mistakes(lm.with_params(state.params), cfg))
         commit(state, cursor)
     save_pretrained(state.params, model, out / "judge", out / "tokenizer")
@@ -201,7 +204,7 @@ def tokenizer_texts(cfg: NanoConfig) -> Iterator[str]:
 def accuracy(lm: LanguageModel, samples: Sequence[Sample]) -> dict[str, float]:
     """Greedy exact match (strict matcher) in all and by category."""
     right: dict[str, list[bool]] = {"all": []}
-    for sample, text in zip(samples, _answers(lm, samples, 0.0), strict=True):
+    for sample, text in zip(samples, _answers(lm, samples), strict=True):
         ok = match(text, sample.target, sample.tools).ok
         right["all"].append(ok)
         right.setdefault(sample.category, []).append(ok)
@@ -230,7 +233,7 @@ def _chunks(
     cfg: NanoConfig, stage: int, first: int, tokenizer: ChatTokenizer, out: Path
 ) -> Iterator[Iterator[SftBatch]]:
     """The stage's data from chunk `first` on; the next chunk is made while the present one is trained on."""
-    mistakes = list(read_jsonl(str(out / "mistakes.jsonl"))) if stage >= cfg.policy_stage else []
+    mistakes = list(read_jsonl(str(out / "mistakes.jsonl"))) if stage >= cfg.mistakes_from else []
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(_chunk, cfg, stage, first, tokenizer, mistakes)
         while True:
@@ -265,16 +268,14 @@ def _chunk(
 
 
 def _mistakes(lm: LanguageModel, cfg: NanoConfig) -> list[dict[str, Any]]:
-    """Wrong answers of the policy to new training samples, drawn at temperature 1."""
+    """Wrong greedy answers to new training samples."""
     samples = world_samples("train", cfg.mistakes, 2 * _SEEDS + cfg.seed)
     return [
         {"sample": sample.to_json(), "response": text}
-        for sample, text in zip(samples, _answers(lm, samples, 1.0), strict=True)
+        for sample, text in zip(samples, _answers(lm, samples), strict=True)
         if not match(text, sample.target, sample.tools).ok
     ]
 
 
-def _answers(lm: LanguageModel, samples: Sequence[Sample], temperature: float) -> list[str]:
-    keys = [key_for("warm-up", sample.id) for sample in samples]
-    groups = Answerer(lm).groups(samples, 1, keys, temperature, _SIZES, lambda tokens: None)
-    return [group[0].text for group in groups]
+def _answers(lm: LanguageModel, samples: Sequence[Sample]) -> list[str]:
+    return [answer.text for answer in Answerer(lm).greedy(samples, _SIZES, lambda tokens: None)]
