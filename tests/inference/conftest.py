@@ -70,7 +70,7 @@ def tiny() -> Tiny:
 def requests() -> list[Request]:
     """Ragged prompts in several buckets, greedy and sampled, ends early and late."""
     rng = np.random.default_rng(0)
-    lengths, limits = (1, 16, 40, 17, 5, 33, 29), (12, 7, 12, 1, 12, 9, 12)
+    lengths, limits = (1, 16, 32, 17, 5, 31, 29), (12, 7, 12, 1, 12, 9, 12)
     return [
         Request(f"r{i}", rng.integers(6, 48, length).tolist(), (9, i), (0.0, 1.0, 1.5)[i % 3], limit)
         for i, (length, limit) in enumerate(zip(lengths, limits, strict=True))
@@ -82,7 +82,7 @@ def make_engine(tiny) -> Callable:
     from looptool_jax.inference.engine import DecoderEngine
 
     def make(**options):
-        sizes = {"slots": 3, "prompt_len": 40, "answer_len": 12, "steps_per_sync": 5, "eos_ids": EOS, "pad_id": PAD}
+        sizes = {"slots": 3, "prompt_len": 32, "answer_len": 12, "steps_per_sync": 5, "eos_ids": EOS, "pad_id": PAD}
         return DecoderEngine(tiny.cfg, **sizes | options)
 
     return make

@@ -43,6 +43,21 @@ def test_sampled_answers_end_where_they_must_and_carry_raw_log_probs(engine, tin
     assert finishes == {"stop", "length"}
 
 
+def test_the_key_of_a_token_is_request_then_group_index_then_token_index(engine, tiny, requests):
+    @jax.jit
+    def noise(request_key, index, token):
+        row_key = jax.random.fold_in(jax.random.wrap_key_data(request_key, impl="threefry2x32"), index)
+        return jax.random.gumbel(jax.random.fold_in(row_key, token), (tiny.cfg.vocab_size,))
+
+    each = replace(requests[2], temperature=1.5)
+    [group] = generate(engine, tiny.params, [each])
+    for completion in group:
+        table = tiny.logprobs([*each.tokens, *completion.tokens])[len(each.tokens) - 1 : -1]
+        key = np.array(each.key, np.uint32)
+        drawn = [int(np.argmax(row / 1.5 + noise(key, completion.index, t))) for t, row in enumerate(table)]
+        assert completion.tokens == drawn
+
+
 def test_answers_of_a_group_differ_and_keys_decide(engine, tiny, requests):
     sampled = replace(requests[0], temperature=1.5)
     first, again, other = generate(engine, tiny.params, [sampled, sampled, replace(sampled, key=(9, 1000))])
@@ -82,7 +97,7 @@ def test_no_requests_give_no_answers(engine, tiny):
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        (Request("long", [7] * 41, (0, 0), 0.0, 5), PromptTooLong, "request long: the prompt has 41 tokens, .* 40"),
+        (Request("long", [7] * 33, (0, 0), 0.0, 5), PromptTooLong, "request long: the prompt has 33 tokens, .* 32"),
         (Request("empty", [], (0, 0), 0.0, 5), RequestError, "request empty: the prompt has 0 tokens"),
         (Request("much", [7], (0, 0), 0.0, 13), RequestError, "request much: max_new is 13, .* 1 to 12"),
         (Request("none", [7], (0, 0), 0.0, 0), RequestError, "request none: max_new is 0"),

@@ -42,7 +42,7 @@ def test_it_is_a_jetstream_engine(engine):
     assert isinstance(engine, Engine)
     assert not type(engine).__abstractmethods__
     assert all(hasattr(engine, name) for name in HEAD_MEMBERS)
-    assert (engine.max_concurrent_decodes, engine.samples_per_slot, engine.max_prefill_length) == (3, 4, 40)
+    assert (engine.max_concurrent_decodes, engine.samples_per_slot, engine.max_prefill_length) == (3, 4, 32)
     assert engine.mesh.axis_names == ("data", "fsdp", "tensor")
     assert engine.get_tokenizer().path == ""
 
@@ -90,7 +90,7 @@ def test_new_weights_slots_and_temperatures_need_no_compilation(engine, tiny, re
     sizes = [function._cache_size() for function in compiled]
     after = generate(engine, tiny.other_params, requests[::-1])
     assert [function._cache_size() for function in compiled] == sizes
-    assert sizes == [3, 3, 1, 1], "one for each bucket, and one"
+    assert sizes == [2, 2, 1, 1], "one for each bucket, and one"
     assert before != after[::-1], "the engine did not take the new weights"
 
 
@@ -101,8 +101,11 @@ def test_the_decode_state_is_donated(engine, tiny):
 
 
 def test_buckets_are_powers_of_two_up_to_the_prompt_length(engine):
-    assert engine.buckets == (16, 32, 40)
-    assert [engine.bucket(length) for length in (1, 16, 17, 32, 33, 40)] == [16, 16, 32, 32, 40, 40]
+    from looptool_jax.inference.engine import prefill_buckets
+
+    assert [engine.bucket(length) for length in (1, 16, 17, 32)] == [16, 16, 32, 32]
+    assert prefill_buckets(40) == (16, 32, 40)
+    assert prefill_buckets(9) == (9,)
 
 
 def test_bad_sizes_are_refused(make_engine):
