@@ -32,7 +32,7 @@ def evaluate(
     interval95 is the half-width of the normal 95 % interval of the accuracy.
     """
     answers = policy.greedy(samples, cfg.answers, on_tokens)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for sample, answer in zip(samples, answers, strict=True):
         outcome = match(answer.text, sample.target, sample.tools)
         ok = outcome.ok and answer.finish == "stop"
