@@ -6,7 +6,8 @@ Needs the `gguf` package (extra `gguf`). Quantised weights are dequantised; the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,19 +61,22 @@ def load_gguf(path: str | Path, dtype: DTypeLike = jnp.float32) -> GgufModel:
         ModelError: not a readable GGUF file, an unsupported architecture, rope scaling or tokenizer, or a tensor that
             is missing, unexpected or ill-shaped.
     """
-    file = Path(path)
-    reader = _reader(file)
-    meta = {name: field.contents() for name, field in reader.fields.items()}
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    try:
+    meta, tensors = _read(path)
+    with _named(path):
         tokenizer = _tokenizer(meta)
         cfg = _config(meta, tensors)
-        params = assemble(cfg, _tensor_reader(cfg, tensors), dtype)
-    except KeyError as error:
-        raise ModelError(f"{file}: metadata {error} is missing") from None
-    except ModelError as error:
-        raise ModelError(f"{file}: {error}") from None
-    return GgufModel(cfg, params, tokenizer)
+        return GgufModel(cfg, assemble(cfg, _tensor_reader(cfg, tensors), dtype), tokenizer)
+
+
+def read_tokenizer(path: str | Path) -> GgufTokenizer:
+    """Reads only the tokenizer of a GGUF file.
+
+    Raises:
+        ModelError: not a readable GGUF file, or an unsupported tokenizer.
+    """
+    meta, _ = _read(path)
+    with _named(path):
+        return _tokenizer(meta)
 
 
 def export_gguf(path: str | Path, out_dir: str | Path, dtype: DTypeLike = jnp.float32) -> DecoderConfig:
@@ -102,17 +106,32 @@ def export_gguf(path: str | Path, out_dir: str | Path, dtype: DTypeLike = jnp.fl
     return model.cfg
 
 
-def _reader(file: Path) -> Any:
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metadata and tensors (still quantised) by name."""
     try:
         from gguf import GGUFReader
     except ImportError:
         raise ModelError("reading GGUF files needs the gguf package: pip install 'looptool-jax[gguf]'") from None
+    file = Path(path)
     if not file.is_file():
         raise ModelError(f"{file} is not a file; a local .gguf file is expected")
     try:
-        return GGUFReader(file)
-    except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
+        reader = GGUFReader(file)
+        meta = {name: field.contents() for name, field in reader.fields.items()}
+    except (ValueError, IndexError, KeyError, OSError) as error:
         raise ModelError(f"{file} is not a complete GGUF file: {error}") from None
+    return meta, {tensor.name: tensor for tensor in reader.tensors}
+
+
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """Puts the file's name before what is wrong with its content."""
+    try:
+        yield
+    except KeyError as error:
+        raise ModelError(f"{path}: metadata {error} is missing") from None
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
 
 
 def _config(meta: dict[str, Any], tensors: dict[str, Any]) -> DecoderConfig:

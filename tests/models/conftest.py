@@ -1,0 +1,74 @@
+"""Tiny random Hugging Face models (torch) to compare with, saved as folders."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+SIZES = {
+    "vocab_size": 101,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "attention_bias": False,
+    "attn_implementation": "eager",
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+@pytest.fixture
+def make_hf_model(tmp_path):
+    """make_hf_model("qwen3" | "llama", **config) -> (torch model, folder); weights large enough that errors show."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+
+    def make(architecture: str, save: dict | None = None, **overrides):
+        kinds = {
+            "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+            "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+        }
+        config_class, model_class = kinds[architecture]
+        rope = {"rope_theta": 100.0, "rope_type": "default"}
+        config = config_class(**{**SIZES, "rope_parameters": rope, **overrides})
+        model = model_class(config).to(torch.float32).eval()
+        generator = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                noise = torch.randn(weight.shape, generator=generator)
+                if weight.ndim == 1:
+                    weight.copy_(1.0 + 0.3 * noise)
+                elif "embed" in name or "lm_head" in name:
+                    weight.copy_(noise)
+                else:
+                    weight.copy_(noise * 1.5 / math.sqrt(weight.shape[1]))
+        folder = tmp_path / architecture
+        model.save_pretrained(folder, **(save or {}))
+        return model, folder
+
+    return make
+
+
+@pytest.fixture
+def torch_logits():
+    """torch_logits(model, tokens [B, T] NumPy, **kwargs) -> float32 logits [B, T, V] NumPy."""
+    torch = pytest.importorskip("torch")
+
+    def run(model, tokens, **kwargs):
+        with torch.no_grad():
+            return model(torch.as_tensor(np.asarray(tokens)).long(), **kwargs).logits.numpy()
+
+    return run

@@ -1,0 +1,96 @@
+import json
+
+import pytest
+
+from looptool_jax.models.config import DecoderConfig, ModelError, RopeScaling
+
+QWEN3_8B = {
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rope_theta": 1000000,
+    "rope_scaling": None,
+    "rms_norm_eps": 1e-06,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "use_sliding_window": False,
+    "max_window_layers": 36,
+    "hidden_act": "silu",
+    "max_position_embeddings": 40960,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def test_qwen3_8b():
+    cfg = DecoderConfig.from_hf(QWEN3_8B)
+    assert (cfg.architecture, cfg.num_layers, cfg.num_kv_heads, cfg.head_dim) == ("qwen3", 36, 8, 128)
+    assert cfg.qk_norm and not cfg.tie_embeddings and cfg.rope_theta == 1e6
+    assert DecoderConfig.from_hf(cfg.to_hf()) == cfg
+    assert hash(cfg) == hash(DecoderConfig.from_hf(cfg.to_hf()))
+
+
+@pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
+def test_llama3_rope_in_both_spellings(spelling):
+    raw = {**QWEN3_8B, "model_type": "llama", spelling: LLAMA3_ROPE}
+    cfg = DecoderConfig.from_hf(raw)
+    assert cfg.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192)
+    assert cfg.rope_theta == 1e6 and not cfg.qk_norm
+    assert DecoderConfig.from_hf(cfg.to_hf()) == cfg
+
+
+def test_transformers_reads_what_we_write():
+    transformers = pytest.importorskip("transformers")
+    cfg = DecoderConfig.from_hf({**QWEN3_8B, "model_type": "llama", "rope_scaling": LLAMA3_ROPE})
+    theirs = transformers.LlamaConfig(**cfg.to_hf())
+    assert theirs.rope_parameters["rope_type"] == "llama3" and theirs.rope_parameters["rope_theta"] == 1e6
+    assert theirs.head_dim == 128 and theirs.num_key_value_heads == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "qwen2"}, "model_type 'qwen2' is not supported; supported: qwen3, llama"),
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"hidden_act": "gelu"}, "supported: silu"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            "rope type 'yarn' is not supported; supported: default",
+        ),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "low_freq_factor must be a number"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"num_key_value_heads": 5}, "num_heads=32 is not a multiple of num_kv_heads=5"),
+        ({"head_dim": 33}, "head_dim is 33"),
+        ({"hidden_size": "4096"}, "hidden_size must be an integer"),
+        ({"vocab_size": None}, "vocab_size must be an integer"),
+        ({"num_hidden_layers": 0}, "num_layers is 0"),
+    ],
+)
+def test_unusable_configs_say_what_is_wrong(change, message):
+    with pytest.raises(ModelError) as caught:
+        DecoderConfig.from_hf({**QWEN3_8B, **change})
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_folders(tmp_path):
+    with pytest.raises(ModelError, match="Qwen/Qwen3-8B is not a folder; models are read from local folders only"):
+        DecoderConfig.from_pretrained("Qwen/Qwen3-8B")
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        DecoderConfig.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json is not valid JSON"):
+        DecoderConfig.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**QWEN3_8B, "model_type": "mamba"}))
+    with pytest.raises(ModelError, match=r"config\.json: model_type 'mamba'"):
+        DecoderConfig.from_pretrained(tmp_path)

@@ -1,0 +1,168 @@
+"""Shapes, and the agreement of forward, forward_answers and decode_step with each other."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from looptool_jax.models import decoder
+from looptool_jax.models.config import DecoderConfig
+from looptool_jax.models.decoder import (
+    KV,
+    abstract_params,
+    init_params,
+    logical_axes,
+    logits,
+)
+
+SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2}
+HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "rope_theta": 100.0}
+QWEN3 = DecoderConfig("qwen3", **SIZES, **HEADS)
+LLAMA = DecoderConfig("llama", **SIZES, **HEADS, qk_norm=False, tie_embeddings=False)
+N, G, P, R = 3, 2, 7, 5
+LENGTHS = np.array([7, 4, 1])
+
+forward = jax.jit(decoder.forward, static_argnums=1, static_argnames="remat")
+forward_answers = jax.jit(decoder.forward_answers, static_argnums=1, static_argnames="remat")
+decode_step = jax.jit(decoder.decode_step, static_argnums=1)
+
+
+@cache
+def sharp_params(cfg):
+    """Random parameters with weights large enough that attention is far from uniform."""
+    rng = np.random.default_rng(1)
+    params = jax.jit(init_params, static_argnums=0)(cfg, jax.random.key(0))
+    return jax.tree.map(lambda x: 2.0 * x if x.ndim > 2 else x + np.float32(0.3) * rng.normal(size=x.shape), params)
+
+
+def example():
+    rng = np.random.default_rng(2)
+    prompts, answers = rng.integers(0, 61, (N, P), np.int32), rng.integers(0, 61, (N, G, R), np.int32)
+    positions = np.broadcast_to(LENGTHS[:, None, None] + np.arange(R), (N, G, R))
+    return prompts, answers, np.arange(P) < LENGTHS[:, None], positions
+
+
+def shared(params, cfg, remat=False):
+    prompts, answers, valid, positions = example()
+    rows = np.broadcast_to(np.arange(P), (N, P))
+    _, kv = forward(params, cfg, prompts, rows, valid.astype(np.int32), remat=remat)
+    return forward_answers(params, cfg, answers, positions, kv, valid, remat=remat)
+
+
+def repeated(params, cfg):
+    """The same answers, each behind a copy of its prompt: one row of a batch each."""
+    prompts, answers, _, _ = example()
+    tokens = np.zeros((N, G, P + R), np.int32)
+    for n, length in enumerate(LENGTHS):
+        tokens[n, :, :length], tokens[n, :, length : length + R] = prompts[n, :length], answers[n]
+    flat = tokens.reshape(N * G, P + R)
+    positions = np.broadcast_to(np.arange(P + R), flat.shape)
+    segments = np.repeat(np.arange(P + R) < LENGTHS[:, None] + R, G, axis=0).astype(np.int32)
+    hidden = forward(params, cfg, flat, positions, segments)[0].reshape(N, G, P + R, -1)
+    return jnp.stack([hidden[n, :, length : length + R] for n, length in enumerate(LENGTHS)])
+
+
+@pytest.mark.parametrize("cfg", [QWEN3, LLAMA], ids=["qwen3", "llama"])
+def test_shared_prompt_equals_repeated_prompt(cfg):
+    params = sharp_params(cfg)
+    np.testing.assert_allclose(shared(params, cfg), repeated(params, cfg), atol=2e-5)
+    hidden = shared(params, cfg)
+    assert jnp.abs(hidden[:, 0] - hidden[:, 1]).max() > 0.1
+
+
+def test_gradients_through_the_shared_prompt_equal_those_of_repeated_prompts():
+    params = sharp_params(QWEN3)
+    target = jax.random.normal(jax.random.key(5), (N, G, R, QWEN3.hidden_size))
+
+    def gradient(run):
+        return jax.jit(jax.grad(lambda params: jnp.sum(run(params, QWEN3) * target)))(params)
+
+    ours, theirs = gradient(partial(shared, remat=True)), gradient(repeated)
+    for path, expected in jax.tree.leaves_with_path(theirs):
+        found = dict(jax.tree.leaves_with_path(ours))[path]
+        assert jnp.linalg.norm(found - expected) <= 1e-5 * jnp.linalg.norm(expected), path
+
+
+@pytest.mark.parametrize("cfg", [QWEN3, LLAMA], ids=["qwen3", "llama"])
+def test_decoding_token_by_token_equals_scoring_the_answer(cfg):
+    params = sharp_params(cfg)
+    prompts, answers, valid, positions = example()
+    rows = np.broadcast_to(np.arange(P), (N, P))
+    _, prompt_kv = forward(params, cfg, prompts, rows, valid.astype(np.int32))
+    expected = forward_answers(params, cfg, answers, positions, prompt_kv, valid)
+    shape = (cfg.num_layers, N, G, R, cfg.num_kv_heads, cfg.head_dim)
+    cache = KV(jnp.full(shape, 1e3), jnp.full(shape, 1e3))  # what is not yet written must not be seen
+    # rows advance by their own clocks: the second row of each group starts one step later
+    starts = np.broadcast_to(np.array([0, 1]), (N, G))
+    found = np.zeros_like(expected)
+    for time in range(R + 1):
+        index = np.clip(time - starts, 0, R - 1)
+        at = index[..., None]
+        now, place = (np.take_along_axis(x, at, 2)[..., 0] for x in (answers, positions))
+        hidden, cache = decode_step(params, cfg, now, place, prompt_kv, valid, cache, index)
+        found[np.arange(N)[:, None], np.arange(G), index] = hidden
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_padding_and_other_segments_do_not_matter():
+    params = sharp_params(QWEN3)
+    tokens = jax.random.randint(jax.random.key(8), (1, 9), 1, 61)
+    positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 0, 0]])
+    segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 0, 0]])
+    hidden, kv = forward(params, QWEN3, tokens, positions, segments)
+    other, other_kv = forward(params, QWEN3, tokens.at[0, 7:].set(5).at[0, 1].set(7), positions, segments)
+    np.testing.assert_array_equal(hidden[0, 4:7], other[0, 4:7])
+    np.testing.assert_array_equal(kv.k[:, 0, 4:7], other_kv.k[:, 0, 4:7])
+    assert jnp.abs(hidden[0, 1:4] - other[0, 1:4]).max() > 1e-2
+    assert bool(jnp.isfinite(hidden).all())
+
+
+def test_remat_changes_nothing():
+    params = sharp_params(QWEN3)
+    prompts, _, valid, _ = example()
+    rows = np.broadcast_to(np.arange(P), (N, P))
+    plain, _ = forward(params, QWEN3, prompts, rows, valid.astype(np.int32))
+    remat, _ = forward(params, QWEN3, prompts, rows, valid.astype(np.int32), remat=True)
+    np.testing.assert_allclose(plain, remat, atol=1e-6)
+
+
+def test_bfloat16():
+    params = sharp_params(QWEN3)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    prompts, _, valid, _ = example()
+    rows = np.broadcast_to(np.arange(P), (N, P))
+    hidden, kv = forward(half, QWEN3, prompts, rows, valid.astype(np.int32))
+    assert hidden.dtype == kv.k.dtype == kv.v.dtype == jnp.bfloat16
+    out = logits(half, QWEN3, hidden)
+    assert out.dtype == jnp.float32
+    exact = logits(params, QWEN3, forward(params, QWEN3, prompts, rows, valid.astype(np.int32))[0])
+    error = jnp.linalg.norm((out - exact)[valid]) / jnp.linalg.norm(exact[valid])
+    assert error < 0.05
+
+
+def test_parameter_tree():
+    params = init_params(LLAMA, jax.random.key(0), jnp.bfloat16)
+    shapes = abstract_params(LLAMA, jnp.bfloat16)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
+    axes = logical_axes(LLAMA)
+    jax.tree.map(lambda leaf, names: [None] * (leaf.ndim - len(names)) + [1 / (leaf.ndim == len(names))], shapes, axes)
+    assert axes["layers"]["q"] == ("layers", "embed", "heads", "head_dim")
+    assert "q_norm" not in params["layers"] and "q_norm" in abstract_params(QWEN3)["layers"]
+    assert "unembedding" in params and "unembedding" not in abstract_params(QWEN3)
+
+
+def test_sizes_of_published_models_without_memory():
+    qwen3_8b = DecoderConfig("qwen3", 151936, 4096, 12288, 36, 32, 8, 128, 1e6, 1e-6, tie_embeddings=False)
+    smollm2 = DecoderConfig("llama", 49152, 576, 1536, 30, 9, 3, 64, 1e5, 1e-5, qk_norm=False)
+    count = {cfg: sum(leaf.size for leaf in jax.tree.leaves(abstract_params(cfg))) for cfg in (qwen3_8b, smollm2)}
+    assert count == {qwen3_8b: 8_190_735_360, smollm2: 134_515_008}
+    kv = KV(*[jax.ShapeDtypeStruct((36, 4, 10240, 8, 128), jnp.bfloat16)] * 2)
+    ids = jax.ShapeDtypeStruct((4, 16, 1024), jnp.int32)
+    valid = jax.ShapeDtypeStruct((4, 10240), bool)
+    params = abstract_params(qwen3_8b, jnp.bfloat16)
+    out = jax.eval_shape(
+        lambda params, *batch: decoder.forward_answers(params, qwen3_8b, *batch), params, ids, ids, kv, valid
+    )
+    assert out.shape == (4, 16, 1024, 4096) and out.dtype == jnp.bfloat16

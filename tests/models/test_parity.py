@@ -1,0 +1,142 @@
+"""Numbers of tiny random Hugging Face models, and proof that the comparison would notice a wrong model."""
+
+from dataclasses import replace
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from looptool_jax.models import decoder
+from looptool_jax.models.attention import attend
+from looptool_jax.models.config import DecoderConfig
+from looptool_jax.models.decoder import forward, logits
+from looptool_jax.models.hf import load_params
+
+TOLERANCE = 1e-4  # of logits whose standard deviation is above 1
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+CASES = {
+    "qwen3": ("qwen3", {"tie_word_embeddings": True}),
+    "qwen3-untied": ("qwen3", {"tie_word_embeddings": False}),
+    "llama": ("llama", {"tie_word_embeddings": False}),
+    "llama3-rope": ("llama", {"tie_word_embeddings": True, "rope_parameters": LLAMA3}),
+}
+
+
+def run(params, cfg, tokens, positions=None, segments=None):
+    tokens = jnp.asarray(tokens)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
+    segments = jnp.ones_like(tokens) if segments is None else segments
+    return np.asarray(compiled(decoder.attend)(params, cfg, tokens, positions, segments))
+
+
+@cache
+def compiled(attention):
+    """Logits of whole rows; compiled once per configuration (and again where a test replaces the attention)."""
+    return jax.jit(lambda params, cfg, *batch: logits(params, cfg, forward(params, cfg, *batch)[0]), static_argnums=1)
+
+
+def load(folder):
+    cfg = DecoderConfig.from_pretrained(folder)
+    return load_params(folder, cfg), cfg
+
+
+def tokens_of(rows, length, seed=0):
+    return np.random.default_rng(seed).integers(0, 101, (rows, length))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits(case, make_hf_model, torch_logits):
+    architecture, overrides = CASES[case]
+    model, folder = make_hf_model(architecture, **overrides)
+    params, cfg = load(folder)
+    tokens = tokens_of(2, 40)
+    expected = torch_logits(model, tokens)
+    assert expected.std() > 1.0
+    assert np.abs(run(params, cfg, tokens) - expected).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+def test_every_layer_and_the_cache(architecture, make_hf_model):
+    import torch
+
+    model, folder = make_hf_model(architecture)
+    params, cfg = load(folder)
+    tokens = tokens_of(2, 12)
+    ids = jnp.asarray(tokens)
+    positions = jnp.broadcast_to(jnp.arange(12), ids.shape)
+    with torch.no_grad():
+        theirs = model(torch.as_tensor(tokens), output_hidden_states=True, use_cache=True)
+        normed = [model.model.norm(state).numpy() for state in theirs.hidden_states[:-1]]
+    for depth in range(1, cfg.num_layers + 1):
+        part = {**params, "layers": jax.tree.map(lambda leaf, depth=depth: leaf[:depth], params["layers"])}
+        step = jax.jit(forward, static_argnums=1)
+        hidden, kv = step(part, replace(cfg, num_layers=depth), ids, positions, jnp.ones_like(ids))
+        expected = normed[depth] if depth < cfg.num_layers else theirs.hidden_states[-1].numpy()
+        np.testing.assert_allclose(hidden, expected, atol=TOLERANCE)
+    for layer, cached in enumerate(theirs.past_key_values.layers):
+        np.testing.assert_allclose(kv.k[layer], cached.keys.numpy().swapaxes(1, 2), atol=TOLERANCE)
+        np.testing.assert_allclose(kv.v[layer], cached.values.numpy().swapaxes(1, 2), atol=TOLERANCE)
+
+
+def test_padded_and_packed_rows(make_hf_model, torch_logits):
+    model, folder = make_hf_model("qwen3")
+    params, cfg = load(folder)
+    first, second = tokens_of(1, 9, 1), tokens_of(1, 14, 2)
+    alone = [torch_logits(model, first)[0], torch_logits(model, second)[0]]
+    packed = np.zeros((1, 30), np.int64)
+    packed[0, 3:12], packed[0, 12:26] = first, second
+    segments, positions = np.zeros((2, 1, 30), np.int32)
+    segments[0, 3:12], segments[0, 12:26] = 1, 2
+    positions[0, 3:12], positions[0, 12:26] = np.arange(9), np.arange(14)
+    found = run(params, cfg, packed, jnp.asarray(positions), jnp.asarray(segments))[0]
+    assert np.abs(found[3:12] - alone[0]).max() <= TOLERANCE
+    assert np.abs(found[12:26] - alone[1]).max() <= TOLERANCE
+
+
+def see_everything(q, blocks):
+    return attend(q, [block._replace(mask=jnp.ones_like(block.mask)) for block in blocks])
+
+
+def swap_heads(params, name, axis):
+    layers = params["layers"]
+    return {**params, "layers": {**layers, name: jnp.roll(layers[name], 1, axis=axis)}}
+
+
+def without(params, name):
+    return {**params, "layers": {**params["layers"], name: jnp.ones_like(params["layers"][name])}}
+
+
+def wrong_models(params, cfg):
+    yield "rope theta", params, replace(cfg, rope_theta=1.1 * cfg.rope_theta)
+    yield "no rope", params, replace(cfg, rope_theta=1e30)
+    yield "norm epsilon", params, replace(cfg, rms_norm_eps=1e-2)
+    for name in ("q_norm", "k_norm", "attention_norm", "mlp_norm"):
+        yield name, without(params, name), cfg
+    yield "final norm", {**params, "final_norm": jnp.ones_like(params["final_norm"])}, cfg
+    for name, axis in {"q": 2, "k": 2, "v": 2, "o": 1}.items():
+        yield f"head order of {name}", swap_heads(params, name, axis), cfg
+    yield "gate and up", {**params, "layers": {**params["layers"], "gate": params["layers"]["up"]}}, cfg
+    yield "layer order", {**params, "layers": jax.tree.map(lambda x: x[::-1], params["layers"])}, cfg
+    grouped = partial(jnp.reshape, shape=(3, 48, 6, 16))
+    interleaved = jnp.swapaxes(params["layers"]["q"].reshape(3, 48, 2, 3, 16), 2, 3)
+    yield "head groups", {**params, "layers": {**params["layers"], "q": grouped(interleaved)}}, cfg
+
+
+def test_a_wrong_model_would_be_noticed(make_hf_model, torch_logits, monkeypatch):
+    model, folder = make_hf_model("qwen3")
+    params, cfg = load(folder)
+    tokens = tokens_of(2, 24)
+    expected = torch_logits(model, tokens)
+    for name, wrong, wrong_cfg in wrong_models(params, cfg):
+        assert np.abs(run(wrong, wrong_cfg, tokens) - expected).max() > 1000 * TOLERANCE, name
+    monkeypatch.setattr(decoder, "attend", see_everything)
+    assert np.abs(run(params, cfg, tokens) - expected).max() > 1000 * TOLERANCE
