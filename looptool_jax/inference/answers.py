@@ -15,13 +15,13 @@ OnTokens = Callable[[int], None]
 @dataclass
 class AnswerConfig:
     """Sizes of the engine that answers: longest prompt and answer in tokens, prompts decoded at a time (slots),
-    decode steps between two looks of the host, prompts prefilled at a time."""
+    decode steps between two looks of the host, prompts prefilled at a time (null: one a data shard)."""
 
     prompt_tokens: int = 4096
     answer_tokens: int = 1024
     slots: int = 64
     steps_per_sync: int = 8
-    prefill_batch: int = 8
+    prefill_batch: int | None = None
 
 
 @dataclass(frozen=True)

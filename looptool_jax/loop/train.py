@@ -87,7 +87,8 @@ def train(
     optimizer = cfg.optimizer
     if optimizer.schedule == "cosine" and not optimizer.total_steps:
         optimizer = replace(optimizer, total_steps=len(batches) * cfg.updates)
-    trainer = PolicyTrainer(policy.lm, optimizer, cfg.grpo, join(out, "checkpoints"))
+    longest = (cfg.answers.prompt_tokens, cfg.answers.answer_tokens)
+    trainer = PolicyTrainer(policy.lm, optimizer, cfg.grpo, join(out, "checkpoints"), longest)
     step = trainer.restore()
     log = _StepLog(join(out, "progress.jsonl"), step)
     console.expect(len(batches))

@@ -42,10 +42,18 @@ class PolicyTrainer:
     Args:
         lm: the policy to start from; its weights are copied.
         checkpoints: folder of this round's checkpoints.
+        longest: most tokens of a prompt and of an answer; batches are padded to a power of two or to this.
     """
 
-    def __init__(self, lm: LanguageModel, optimizer: OptimizerConfig, grpo: GrpoConfig, checkpoints: str) -> None:
-        self.lm, self.grpo, self.checkpoints = lm, grpo, checkpoints
+    def __init__(
+        self,
+        lm: LanguageModel,
+        optimizer: OptimizerConfig,
+        grpo: GrpoConfig,
+        checkpoints: str,
+        longest: tuple[int, int],
+    ) -> None:
+        self.lm, self.checkpoints, self.longest = lm, checkpoints, longest
         axes = decoder.logical_axes(lm.cfg)
         abstract = decoder.abstract_params(lm.cfg, jnp.float32)
         tx = make_optimizer(optimizer, axes)
@@ -77,8 +85,8 @@ class PolicyTrainer:
         answers = [[answer.tokens for answer in group] for group in groups]
         batch = make_batch(
             prompts, answers, advantages, rows=len(prompts),
-            prompt_len=_bucket(max(len(prompt) for prompt in prompts)),
-            answer_len=_bucket(max(len(answer) for group in answers for answer in group)),
+            prompt_len=_bucket(max(len(prompt) for prompt in prompts), self.longest[0]),
+            answer_len=_bucket(max(len(answer) for group in answers for answer in group), self.longest[1]),
             pad_id=self.lm.tokenizer.pad_id,
         )  # fmt: skip
         self.state, history = grpo_update(self._step, self._logprobs, self.state, batch, updates)
@@ -105,6 +113,6 @@ class PolicyTrainer:
         hf.save_pretrained(self.params, self.lm.cfg, folder, self.lm.folder)
 
 
-def _bucket(length: int) -> int:
-    """The next power of two, so that few shapes are compiled."""
-    return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+def _bucket(length: int, longest: int) -> int:
+    """The next power of two, so that few shapes are compiled, or the limit."""
+    return min(longest, max(SMALLEST_BUCKET, 1 << (length - 1).bit_length()))
