@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -107,7 +107,7 @@ class WarmupConfig:
     learning_rate: float = 1e-5
     warmup_share: float = 0.05
     micro_batches: int = 1
-    compute_dtype: str = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
 

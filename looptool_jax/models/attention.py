@@ -69,7 +69,7 @@ def _backward(saved: tuple, d_out: Array) -> tuple[Array, Sequence[Block]]:
         d_k = jnp.einsum("btkqh,bktqs->bkhs", q_btkqh, d_s).transpose(0, 3, 1, 2)
         d_q_bktqh = jnp.einsum("bktqs,bskh->bktqh", d_s, k, preferred_element_type=jnp.float32)
         d_q += d_q_bktqh.swapaxes(1, 2).reshape(d_q.shape)
-        d_blocks.append(Block(d_k.reshape(block.k.shape), d_v.reshape(block.v.shape), None))
+        d_blocks.append(Block(d_k.reshape(block.k.shape), d_v.reshape(block.v.shape), None))  # type: ignore[arg-type]
     return (d_q * q.shape[-1] ** -0.5).astype(q.dtype).reshape(q.shape), d_blocks
 
 

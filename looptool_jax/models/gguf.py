@@ -89,8 +89,8 @@ def export_gguf(path: str | Path, out_dir: str | Path, dtype: DTypeLike = jnp.fl
     tokenizer, out = model.tokenizer, Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.tokenizer.save(str(out / "tokenizer.json"))
-    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
-    ids = {role: token_id for role, token_id in ids.items() if token_id is not None}
+    roles = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
+    ids = {role: token_id for role, token_id in roles.items() if token_id is not None}
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.cfg.max_position_embeddings,

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -175,17 +176,18 @@ def save_pretrained(
         weight_map.update({entry.key: name for entry in shard})
         tensors = dict(_host_tensors(params, shard))
         if writer:
-            _replace(out / name, lambda file, t=tensors: save_file(t, file, metadata={"format": "pt"}))
+            _replace(out / name, partial(save_file, tensors, metadata={"format": "pt"}))
     if not writer:
         return
     (out / _INDEX).unlink(missing_ok=True)
     if len(shards) > 1:
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
         _write_json(out / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    for file in TOKENIZER_FILES if tokenizer_dir is not None else ():
-        source = Path(tokenizer_dir) / file
-        if source.is_file() and source.resolve() != (out / file).resolve():
-            _replace(out / file, lambda target, s=source: shutil.copyfile(s, target))
+    sources = [] if tokenizer_dir is None else [Path(tokenizer_dir) / file for file in TOKENIZER_FILES]
+    for source in sources:
+        target = out / source.name
+        if source.is_file() and source.resolve() != target.resolve():
+            _replace(target, partial(shutil.copyfile, source))
     _write_json(out / "config.json", {**cfg.to_hf(), "dtype": params["embedding"].dtype.name})
 
 
@@ -223,7 +225,7 @@ def _open(file: Path) -> safe_open:
 
 def _host_tensors(params: Params, shard: list[Entry]) -> Iterator[tuple[str, np.ndarray]]:
     """Tensors in Hugging Face layout; consecutive entries of a stacked parameter share one copy to the host."""
-    last, host = None, None
+    last, host = None, np.empty(0)
     for entry in shard:
         tree = params if entry.layer is None else params["layers"]
         if last != (entry.name, entry.layer is None):
