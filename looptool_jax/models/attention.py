@@ -13,6 +13,7 @@ heads, q query heads of one key-value head, h head_dim.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,30 +21,50 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+QUERIES_AT_ONCE = 1024
+
 _MASKED = -1e30
 
 
 class Block(NamedTuple):
-    """Keys and values with the mask of what may be seen.
+    """Keys and values, shared [prompts, keys, kv_heads, head_dim] or of each answer [prompts, group, keys, ...].
 
-    Shared: k, v [prompts, keys, kv_heads, head_dim] and a mask that broadcasts to [prompts, queries, keys],
-    where the queries of all answers of a group are one axis.
-    Own: k, v [prompts, group, keys, kv_heads, head_dim] and a mask that broadcasts to [prompts, group, queries, keys].
+    The mask of what may be seen broadcasts to [prompts, group, queries, keys].
     """
 
     k: Float[Array, "... keys kv_heads head_dim"]
     v: Float[Array, "... keys kv_heads head_dim"]
-    mask: Bool[Array, "... queries keys"]
+    mask: Bool[Array, "#prompts #group #queries keys"]
 
 
-@jax.custom_vjp
 def attend(
     q: Float[Array, "prompts group queries heads head_dim"], blocks: Sequence[Block]
 ) -> Float[Array, "prompts group queries heads head_dim"]:
     """Softmax attention (float32, scale head_dim^-0.5) over the union of all blocks; result in the dtype of `q`.
 
-    Every query must see at least one key in some block.
+    Every query must see at least one key in some block. At most `QUERIES_AT_ONCE` queries of a prompt are computed at a
+    time where the number of queries is a multiple of 64, so that memory does not grow with queries x keys.
     """
+    n, g, t, heads, h = q.shape
+    size = math.gcd(t, max(1, QUERIES_AT_ONCE // g))
+    if size == t or size < 64:
+        return _attend(q, blocks)
+
+    def chunk(inputs: tuple[Array, Array]) -> Array:
+        number, q_chunk = inputs
+
+        def mine(mask: Array) -> Array:
+            return mask if mask.shape[2] == 1 else jax.lax.dynamic_slice_in_dim(mask, number * size, size, axis=2)
+
+        return _attend(q_chunk, [block._replace(mask=mine(block.mask)) for block in blocks])
+
+    q_chunks = jnp.moveaxis(q.reshape(n, g, t // size, size, heads, h), 2, 0)
+    out_chunks = jax.lax.map(chunk, (jnp.arange(t // size), q_chunks))
+    return jnp.moveaxis(out_chunks, 0, 2).reshape(q.shape)
+
+
+@jax.custom_vjp
+def _attend(q: Array, blocks: Sequence[Block]) -> Array:
     return _forward(q, blocks)[0]
 
 
@@ -60,7 +81,7 @@ def _backward(saved: tuple, d_out: Array) -> tuple[Array, Sequence[Block]]:
     delta = jnp.sum((d_out.astype(jnp.float32) * out.astype(jnp.float32)).reshape(g_ngtkqh.shape), axis=-1)
     d_q, d_blocks = jnp.zeros(q_ngtkqh.shape, jnp.float32), []
     for block in blocks:
-        k, v, mask = _rows(block)
+        k, v, mask = _rows(block, q_ngtkqh.shape[1])
         q_btkqh, g_btkqh, lse_btkq, delta_btkq = (_fold(x, block) for x in (q_ngtkqh, g_ngtkqh, lse, delta))
         p_bktqs = jnp.exp(_scores(q_btkqh, k, mask) - lse_btkq.swapaxes(1, 2)[..., None])
         d_p = jnp.einsum("btkqh,bskh->bktqs", g_btkqh, v, preferred_element_type=jnp.float32)
@@ -73,7 +94,7 @@ def _backward(saved: tuple, d_out: Array) -> tuple[Array, Sequence[Block]]:
     return (d_q * q.shape[-1] ** -0.5).astype(q.dtype).reshape(q.shape), d_blocks
 
 
-attend.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)
 
 
 class _Part(NamedTuple):
@@ -85,7 +106,7 @@ class _Part(NamedTuple):
 
 
 def _attend_block(q_ngtkqh: Array, block: Block) -> _Part:
-    k, v, mask = _rows(block)
+    k, v, mask = _rows(block, q_ngtkqh.shape[1])
     s_bktqs = _scores(_fold(q_ngtkqh, block), k, mask)
     top_bktq = jnp.max(s_bktqs, axis=-1)
     p_bktqs = jnp.exp(s_bktqs - top_bktq[..., None])
@@ -106,8 +127,11 @@ def _merge(a: _Part, b: _Part) -> _Part:
 
 
 def _scores(q_btkqh: Array, k_bskh: Array, mask_bts: Array) -> Array:
+    # Tied to the queries of this layer: what depends on the mask alone, expanded to all heads, would be computed ahead
+    # of a scan over layers and kept.
+    q_btkqh, mask_bts, masked = jax.lax.optimization_barrier((q_btkqh, mask_bts, jnp.float32(_MASKED)))
     s_bktqs = jnp.einsum("btkqh,bskh->bktqs", q_btkqh, k_bskh, preferred_element_type=jnp.float32)
-    return jnp.where(mask_bts[:, None, :, None, :], s_bktqs, _MASKED)
+    return jnp.where(mask_bts[:, None, :, None, :], s_bktqs, masked)
 
 
 def _grouped(q: Array, blocks: Sequence[Block]) -> Array:
@@ -123,10 +147,13 @@ def _fold(x: Array, block: Block) -> Array:
     return x.reshape(n, g * t, *rest) if block.k.ndim == 4 else x.reshape(n * g, t, *rest)
 
 
-def _rows(block: Block) -> Block:
+def _rows(block: Block, group: int) -> Block:
+    """The block with k, v [b, s, k, h] and a mask that broadcasts to [b, t, s]."""
     k, v, mask = block
-    if k.ndim == 4:
-        return block
-    n, g, *rest = k.shape
-    mask = jnp.broadcast_to(mask, (n, g, *mask.shape[-2:])).reshape(n * g, *mask.shape[-2:])
-    return Block(k.reshape(n * g, *rest), v.reshape(n * g, *rest), mask)
+    if k.ndim == 5:
+        k, v = k.reshape(-1, *k.shape[2:]), v.reshape(-1, *v.shape[2:])
+        mask = jnp.broadcast_to(mask, (block.k.shape[0], group, *mask.shape[2:]))
+        return Block(k, v, mask.reshape(-1, *mask.shape[2:]))
+    if mask.shape[1:3] != (1, 1):
+        mask = jnp.broadcast_to(mask, (mask.shape[0], group, *mask.shape[2:]))
+    return Block(k, v, mask.reshape(mask.shape[0], -1, mask.shape[3]))

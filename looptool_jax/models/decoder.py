@@ -119,7 +119,7 @@ def forward(
 
     def layer(x_btd: Array, p: Params) -> tuple[Array, KV]:
         def mix(q: Array, kv: KV) -> Array:
-            return attend(q[:, None], [Block(kv.k, kv.v, mask_bts)])[:, 0]
+            return attend(q[:, None], [Block(kv.k, kv.v, mask_bts[:, None])])[:, 0]
 
         return _layer(cfg, p, x_btd, angles, mix)
 
@@ -146,7 +146,7 @@ def forward_answers(
         hidden after the final norm.
     """
     causal_rs = jnp.tri(tokens.shape[2], dtype=bool)[None, None]
-    seen_p = prompt_valid[:, None, :]
+    seen_p = prompt_valid[:, None, None]
     angles = rotation(cfg, positions)
 
     def layer(x_ngrd: Array, inputs: tuple[Params, KV]) -> tuple[Array, None]:
@@ -180,7 +180,7 @@ def decode_step(
     Returns:
         hidden after the final norm, and the cache with the new entry.
     """
-    seen_p = prompt_valid[:, None, :]
+    seen_p = prompt_valid[:, None, None]
     before_ngr = jnp.arange(answer_kv.k.shape[3]) < index[..., None]
     itself = jnp.ones((1, 1, 1, 1), bool)
     angles = rotation(cfg, positions[..., None])

@@ -20,14 +20,6 @@ SIZES = {
     "attention_bias": False,
     "attn_implementation": "eager",
 }
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
 
 
 @pytest.fixture

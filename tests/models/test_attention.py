@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from looptool_jax.models import attention
 from looptool_jax.models.attention import Block, attend
 
 
@@ -13,8 +14,6 @@ def naive(q, blocks):
     keys, values, masks = [], [], []
     for k, v, mask in blocks:
         shared = k.ndim == 4
-        if shared:
-            mask = jnp.broadcast_to(mask, (n, g * t, k.shape[1])).reshape(n, g, t, -1)
         keys.append(jnp.broadcast_to(k[:, None], (n, g, *k.shape[1:])) if shared else k)
         values.append(jnp.broadcast_to(v[:, None], (n, g, *v.shape[1:])) if shared else v)
         masks.append(jnp.broadcast_to(mask, (n, g, t, keys[-1].shape[2])))
@@ -33,7 +32,7 @@ def example(seed, n, g, t, p, kv_heads, per_kv, h=8, scale=1.0):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
     valid = jnp.asarray(np.arange(p) < rng.integers(0, p + 1, (n, 1)))
-    prompt = Block(normal(n, p, kv_heads, h), normal(n, p, kv_heads, h), valid[:, None])
+    prompt = Block(normal(n, p, kv_heads, h), normal(n, p, kv_heads, h), valid[:, None, None])
     causal = jnp.asarray(np.tri(t, dtype=bool))[None, None]
     own = Block(normal(n, g, t, kv_heads, h), normal(n, g, t, kv_heads, h), causal)
     return scale * normal(n, g, t, kv_heads * per_kv, h), [prompt, own]
@@ -66,19 +65,40 @@ def test_gradients_equal_those_of_the_dense_softmax():
         assert jnp.linalg.norm(theirs) > 0.1
 
 
+def test_chunks_of_queries_change_nothing(monkeypatch):
+    q, blocks = example(6, n=2, g=2, t=192, p=10, kv_heads=1, per_kv=2)
+    staircase = jnp.arange(10) <= jnp.arange(192)[:, None] % 9
+    blocks.append(blocks[0]._replace(mask=staircase[None, None]))
+
+    def both(q, tensors):
+        out = attention.attend(q, [Block(*kv, block.mask) for kv, block in zip(tensors, blocks, strict=True)])
+        return jnp.sum(out * jnp.sin(jnp.arange(out.size).reshape(out.shape))), out
+
+    def run():
+        return jax.jit(jax.grad(lambda *args: both(*args), argnums=(0, 1), has_aux=True))(q, [b[:2] for b in blocks])
+
+    whole, expected = run()
+    np.testing.assert_allclose(expected, naive(q, blocks), rtol=2e-5, atol=2e-5)
+    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", 128)
+    chunked, found = run()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(chunked), jax.tree.leaves(whole), strict=True):
+        assert jnp.linalg.norm(a - b) <= 1e-5 * jnp.linalg.norm(b)
+
+
 def test_one_block_with_many_segments():
     q, blocks = example(5, n=2, g=1, t=6, p=6, kv_heads=2, per_kv=2)
     segments = jnp.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 0, 0]])
     mask = (segments[:, :, None] == segments[:, None]) & jnp.tri(6, dtype=bool)
-    only = [blocks[0]._replace(mask=mask)]
-    np.testing.assert_allclose(attend(q, only), naive(q, only), rtol=2e-5, atol=2e-5)
+    only = [blocks[0]._replace(mask=mask[:, None])]
+    np.testing.assert_allclose(jax.jit(attend)(q, only), jax.jit(naive)(q, only), rtol=2e-5, atol=2e-5)
 
 
 def test_bfloat16_stays_bfloat16_and_close():
     q, blocks = example(4, n=2, g=2, t=4, p=8, kv_heads=2, per_kv=2)
     half = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.bfloat16), (q, blocks))
-    out = attend(*half)
+    out = jax.jit(attend)(*half)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(out.astype(jnp.float32), naive(q, blocks), atol=0.05)
-    grads = jax.grad(lambda q: attend(q, half[1]).astype(jnp.float32).sum())(half[0])
+    np.testing.assert_allclose(out.astype(jnp.float32), jax.jit(naive)(q, blocks), atol=0.05)
+    grads = jax.jit(jax.grad(lambda q: attend(q, half[1]).astype(jnp.float32).sum()))(half[0])
     assert grads.dtype == jnp.bfloat16 and bool(jnp.isfinite(grads.astype(jnp.float32)).all())

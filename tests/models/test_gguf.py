@@ -132,7 +132,7 @@ def test_export_is_a_whole_folder(tiny, tmp_path, torch_logits):
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False) == "hello"
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokens = np.arange(20)[None]
-    np.testing.assert_allclose(torch_logits(model, tokens), torch_logits(tiny, tokens), atol=1e-5)
+    np.testing.assert_allclose(torch_logits(model, tokens), torch_logits(tiny, tokens), atol=1e-4)
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 2
 
 
