@@ -164,9 +164,7 @@ def _wrong_text(case: _Case) -> Corrupted | None:
     """A refusal or another question where a question is right."""
     if case.target.intent != "clarify":
         return None
-    others = [
-        (tool, name) for tool in case.tools.values() for name in tool.required if name not in case.target.missing
-    ]
+    others = [(tool, name) for tool in case.tools.values() for name in tool.required if name not in case.target.missing]
     if others and case.rng.random() < 0.5:
         tool, name = case.rng.choice(others)
         text = wording.clarify(case.rng, tool, (name,))

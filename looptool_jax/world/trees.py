@@ -175,9 +175,7 @@ def split_leaves(split: Split) -> tuple[Leaf, ...]:
     for leaf in leaves().values():
         topics.setdefault(leaf.domain, set()).add(leaf.topic)
     held_out = {(domain, min(names, key=lambda name: _digest(f"{domain}/{name}"))) for domain, names in topics.items()}
-    return tuple(
-        leaf for leaf in leaves().values() if ((leaf.domain, leaf.topic) in held_out) == (split == "heldout")
-    )
+    return tuple(leaf for leaf in leaves().values() if ((leaf.domain, leaf.topic) in held_out) == (split == "heldout"))
 
 
 def _digest(text: str) -> str:

@@ -94,7 +94,7 @@ def chain(rng: Random, first: Order, second: Order) -> str:
 
 
 def repeat(rng: Random, order: Order) -> str:
-    """"Do the same" with the arguments of `order`, which are only the changed ones."""
+    """ "Do the same" with the arguments of `order`, which are only the changed ones."""
     changes = _mentions(rng, order, sentences=False, with_id=True).tail().strip(" ,")
     return _capital(rng.choice(phrases()["repeat"]).format(changes=changes))
 
@@ -151,9 +151,7 @@ def _ask(rng: Random, order: Order) -> str:
 
 def _mentions(rng: Random, order: Order, sentences: bool, with_id: bool = False) -> Mentions:
     said = {
-        name: value
-        for name, value in order.arguments.items()
-        if with_id or order.tool.parameters[name].shape != "id"
+        name: value for name, value in order.arguments.items() if with_id or order.tool.parameters[name].shape != "id"
     }
     names = list(said)
     rng.shuffle(names)
@@ -196,9 +194,7 @@ def _outright(rng: Random, parameter: Parameter, value: Any) -> str:
 def shared_patterns(leaf: Leaf) -> frozenset[str]:
     """Patterns that two parameters of the leaf share: they would not tell which one is meant."""
     heads = Counter(head for parameter in leaf.parameters for head in {_head(text) for text in parameter.say})
-    return frozenset(
-        text for parameter in leaf.parameters for text in parameter.say if heads[_head(text)] > 1
-    )
+    return frozenset(text for parameter in leaf.parameters for text in parameter.say if heads[_head(text)] > 1)
 
 
 def _head(pattern: str) -> str:
