@@ -167,7 +167,8 @@ def make_grpo_step(
 
     def checked_step(state, batch):
         check_rows("prompts", len(batch.prompts), grpo.micro_batches, mesh)
-        return step(state, jax.device_put(batch, rows))
+        with jax.set_mesh(mesh):
+            return step(state, jax.device_put(batch, rows))
 
     return checked_step
 
@@ -185,7 +186,8 @@ def make_logprob_step(
 
     def checked_step(params, batch):
         check_rows("prompts", len(batch.prompts), grpo.micro_batches, mesh)
-        return step(params, jax.device_put(batch, rows))
+        with jax.set_mesh(mesh):
+            return step(params, jax.device_put(batch, rows))
 
     return checked_step
 

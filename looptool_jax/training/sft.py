@@ -121,7 +121,8 @@ def make_sft_step(
 
     def checked_step(state, batch):
         check_rows("rows", len(batch.tokens), sft.micro_batches, mesh)
-        return step(state, jax.device_put(batch, rows))
+        with jax.set_mesh(mesh):
+            return step(state, jax.device_put(batch, rows))
 
     return checked_step
 
