@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +33,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit status 2."""
+    for library in ("absl", "asyncio"):  # Orbax also logs what it raises
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         app()
     except KeyboardInterrupt:
@@ -45,8 +49,9 @@ def main() -> None:
 
 
 def _fail(error: Exception) -> None:
-    print(f"looptool: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
+    print(f"looptool: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(2)  # at an ordinary exit, threads of libraries that were cut off write tracebacks
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -41,9 +42,19 @@ def save(path: epath.PathLike, state: Any, extra: dict[str, Any], keep: int | No
     digest = logical_hash(state)
     record = {"hash": digest, "arrays": _describe(state), "extra": json.loads(json.dumps(extra))}
     record["seal"] = _seal(record)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        arrays = ocp.args.StandardSave(state)
-        checkpointer.save(path, ocp.args.Composite(state=arrays, record=ocp.args.JsonSave(record)), force=True)
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # a failed save leaves coroutines that complain
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            arrays = ocp.args.StandardSave(state)
+            checkpointer.save(path, ocp.args.Composite(state=arrays, record=ocp.args.JsonSave(record)), force=True)
+    except Exception as error:
+        reason = "no space left on the disk" if "No space left" in str(error) else str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"the checkpoint at {path} could not be written ({reason}): make room or choose another folder, "
+            "and give the same command again"
+        ) from error
+    finally:
+        sys.unraisablehook = hook
     if keep is not None and jax.process_index() == 0:
         kept = _steps(path.parent)[-keep:]
         for folder in path.parent.glob("step_*"):

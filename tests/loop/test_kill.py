@@ -1,8 +1,8 @@
 """A `micro` run killed at every commit point ends with the same manifest, byte for byte, as an undisturbed one.
 
-Every attempt is a process of its own that kills itself (SIGKILL) before or after its first commit (a rename, an append
-to a progress file, a checkpoint); the next one resumes. A fork server that has imported, but not started, JAX keeps
-the attempts short; compiled programs come from a cache on disk.
+Every attempt is a process of its own that kills itself (SIGKILL) before or after one commit (a rename, an append to
+a progress file, a checkpoint); the next one resumes and dies at the next point. A fork server that has imported, but
+not started, JAX keeps the attempts short; compiled programs come from a cache on disk.
 """
 
 import multiprocessing
@@ -16,8 +16,8 @@ SPAWN = multiprocessing.get_context("forkserver")
 MOST_ATTEMPTS = 400
 
 
-def attempt(run_dir: str, cache: str, kill: str | None) -> None:
-    """One process: run, and die before or after the first commit."""
+def attempt(run_dir: str, cache: str, kill: int) -> None:
+    """One process: run, and die before commit n (kill = 2n - 1) or after it (2n); 0: never."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = ""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
@@ -34,17 +34,24 @@ def attempt(run_dir: str, cache: str, kill: str | None) -> None:
     from looptool_jax.loop.runner import Runner
     from looptool_jax.training import checkpoint
 
+    commits = 0
+
     def commit(real):
         def guarded(*args, **kwargs):
-            if kill == "before":
+            nonlocal commits
+            if real in renames and not str(args[1]).startswith(run_dir):
+                return real(*args, **kwargs)
+            commits += 1
+            if kill == 2 * commits - 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             result = real(*args, **kwargs)
-            if kill == "after":
+            if kill == 2 * commits:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
         return guarded
 
+    renames = (os.replace, os.rename)
     os.replace, os.rename = commit(os.replace), commit(os.rename)
     Progress.append = commit(Progress.append)  # type: ignore[method-assign]
     checkpoint.save = commit(checkpoint.save)
@@ -53,7 +60,7 @@ def attempt(run_dir: str, cache: str, kill: str | None) -> None:
     Runner(cfg, Console()).run()
 
 
-def run_process(run_dir: Path, cache: Path, kill: str | None) -> int:
+def run_process(run_dir: Path, cache: Path, kill: int) -> int:
     process = SPAWN.Process(target=attempt, args=(str(run_dir), str(cache), kill))
     process.start()
     process.join()
@@ -61,24 +68,31 @@ def run_process(run_dir: Path, cache: Path, kill: str | None) -> int:
     return process.exitcode
 
 
-@pytest.mark.timeout(1500)
+def state(run_dir: Path) -> list[tuple[str, int]]:
+    """What a resumed run starts from: the manifest, progress files and checkpoints."""
+    files = [run_dir / "manifest.json", run_dir / "ledger.jsonl", *run_dir.rglob("progress.jsonl")]
+    sizes = [(str(file), file.stat().st_size) for file in files if file.exists()]
+    return sizes + [(str(folder), 0) for folder in sorted(run_dir.rglob("checkpoints/step_????????"))]
+
+
+@pytest.mark.timeout(3000)
 def test_micro_survives_a_kill_at_every_commit_point(tmp_path):
     SPAWN.set_forkserver_preload(["jax", "flax.nnx", "optax", "orbax.checkpoint", "jetstream.engine.engine_api"])
-    cache = tmp_path / "cache"
-    assert run_process(tmp_path / "undisturbed", cache, None) == 0
-    kills = 0
+    cache, killed = tmp_path / "cache", tmp_path / "killed"
+    assert run_process(tmp_path / "undisturbed", cache, 0) == 0
+    kills, point, before = 0, 1, state(killed)
     while True:
-        code = run_process(tmp_path / "killed", cache, ("before", "after")[kills % 2])
+        code = run_process(killed, cache, point)
         if code == 0:
             break
         assert code == -signal.SIGKILL, (tmp_path / "killed.log").read_text()[-3000:]
         kills += 1
         assert kills < MOST_ATTEMPTS
+        # Go on to the next point of the same state, or start again behind a state that has advanced.
+        after = state(killed)
+        point, before = (point + 1 if after == before else 1), after
     print(f"{kills} kills")
     assert kills > 60
-    undisturbed = (tmp_path / "undisturbed" / "manifest.json").read_bytes()
-    assert (tmp_path / "killed" / "manifest.json").read_bytes() == undisturbed
-    leftovers = [
-        file.name for file in (tmp_path / "killed").rglob("*") if "progress" in file.name or "tmp" in file.name
-    ]
-    assert not leftovers
+    assert (killed / "manifest.json").read_bytes() == (tmp_path / "undisturbed/manifest.json").read_bytes()
+    names = [file.name for file in killed.rglob("*")]
+    assert not [name for name in names if "progress" in name or name.endswith((".tmp", ".partial"))]

@@ -15,7 +15,7 @@ from looptool_jax.loop.nano_mistakes import equivalent_response, wrong_response
 from looptool_jax.loop.nano_tokenizer import SCAFFOLDS, SPECIAL, TAGS, build_tokenizer
 from looptool_jax.loop.prompts import parse_expansion, parse_verdict, parse_verification
 from looptool_jax.loop.warmup import NanoConfig, Stage, WarmupConfig, sft_warmup, tokenizer_texts, train_nano
-from looptool_jax.toolcall import ChatTokenizer, Message, Parsed, get_format, match, parse
+from looptool_jax.toolcall import Call, ChatTokenizer, Message, Parsed, Sample, Target, Tool, get_format, match, parse
 from looptool_jax.world import generate
 
 NANO = Path(str(files("looptool_jax.nano")))
@@ -58,13 +58,28 @@ def test_every_task_ends_in_what_its_reader_reads():
 
 
 def test_judge_example_names_the_wrong_response():
-    sample = next(s for s in SAMPLES if s.target.is_call)
+    sample = next(s for s in SAMPLES if len(s.target.calls) == 1)
     right, wrong = examples.written(sample.target), "I will not."
     first, second = (examples.judge_example(sample, *pair) for pair in ((wrong, right), (right, wrong)))
     assert first.reply.endswith("Response 1: no call.\n[RESPONSE1_INCORRECT]")
     assert second.reply.endswith("Response 2: no call.\n[RESPONSE2_INCORRECT]")
     assert examples.judge_example(sample, right, right).reply.endswith("\n[BOTH_CORRECT]")
-    assert examples.judge_example(sample, wrong, "").reply.endswith("\n[BOTH_INCORRECT]")
+    assert examples.judge_example(sample, wrong, "Never.").reply.endswith("\n[BOTH_INCORRECT]")
+
+
+def test_expectation_stops_where_a_wrong_response_goes_another_way():
+    tool = Tool(
+        "book", "Book.", {"type": "object", "properties": {"city": {"type": "string"}, "day": {"type": "string"}}}
+    )
+    sample = Sample(
+        "s", (tool,), (Message("user", "Oslo, Monday"),), Target((Call("book", {"city": "Oslo", "day": "Monday"}),))
+    )
+    wrong = examples.written(Target((Call("book", {"city": "Rome", "day": "Monday"}),)))
+    short = examples.written(Target((Call("book", {"city": "Oslo"}),)))
+    assert examples.expected(sample).endswith('"day": "Monday"}}')
+    assert examples.expected(sample, wrong) == 'Expected: {"name": "book", "arguments": {"city": "Oslo'
+    assert examples.expected(sample, short) == 'Expected: {"name": "book", "arguments": {"city": "Oslo", "'
+    assert examples.judge_example(sample, wrong, short).reply.endswith("[RESPONSE1_INCORRECT]")  # goes wrong first
 
 
 def test_tokenizer_is_lossless_and_speaks_the_template(tokenizer):
@@ -116,8 +131,11 @@ _SMALL = {
 
 @pytest.mark.slow
 def test_training_nano_continues_where_it_stopped(tmp_path):
-    stages = (Stage(6, 2, 256, categories=("single",)), Stage(4, 2, 512, {"answer": 0.4, "judge": 0.6}))
-    cfg = NanoConfig(**_SMALL, stages=stages, policy_stage=1)
+    stages = (
+        Stage(6, 2, 256, categories=("single",), learning_rate=1e-3),
+        Stage(4, 2, 512, {"answer": 0.4, "judge": 0.6}, verdict_weight=3.0, learning_rate=1e-3),
+    )
+    cfg = NanoConfig(**_SMALL, stages=stages, policy_stage=1, mistakes_from=1)
     whole: list[dict] = []
     train_nano(cfg, tmp_path / "whole", whole.append)
     assert (tmp_path / "whole" / "policy" / "model.safetensors").is_file()
