@@ -1,19 +1,22 @@
 """What the embedded model learns from: answering, judging, verifying and expanding, made from the world's samples.
 
 The world knows the truth, so every comparison can be labelled: a response is right if the matcher says so. Before a
-verdict, the judge writes what it expects (one `Expected:` line, or one line per call), then what is wrong, in the
-matcher's words. A small model compares better with the right answer in front of it.
+verdict, the judge writes what it expects (`Expected:` and a line per call, up to the first word at which a wrong
+response goes another way), then what is wrong, in the matcher's words. Writing and comparing are one thing then: a
+small model finds one word out of place where it cannot compare two whole calls.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from looptool_jax.loop.nano_mistakes import equivalent_response, wrong_response
 from looptool_jax.loop.nano_renaming import Renaming, draw_renaming
+from looptool_jax.loop.nano_tokenizer import SCAFFOLDS
 from looptool_jax.loop.prompts import (
     SCENARIOS,
     VerdictKind,
@@ -39,14 +42,21 @@ class Example:
     tools: Sequence[Tool]
     reply: Target | str
 
-    def encode(self, tokenizer: ChatTokenizer, thinking: bool = False) -> tuple[list[int], int]:
-        """Token ids with the end-of-turn token, and the number of prompt tokens among them."""
+    def encode(self, tokenizer: ChatTokenizer, thinking: bool = False) -> tuple[list[int], int, int]:
+        """Token ids with the end-of-turn token, how many of them are prompt, and where a verdict begins (their number
+        where there is none)."""
         prompt = tokenizer.encode_prompt(self.messages, self.tools, thinking)
         if isinstance(self.reply, Target):
             reply = tokenizer.encode_target(self.reply)
         else:
             reply = tokenizer.encode_text(self.reply)
-        return [*prompt, *reply, tokenizer.eos_ids[0]], len(prompt)
+        ids = [*prompt, *reply, tokenizer.eos_ids[0]]
+        if self.task not in ("judge", "verify"):
+            return ids, len(prompt), len(ids)
+        assert isinstance(self.reply, str)
+        start = self.reply.find("\nResponse")
+        verdict = self.reply[start if start >= 0 else self.reply.rindex("\n") :]
+        return ids, len(prompt), len(ids) - 1 - len(tokenizer.encode_text(verdict))
 
 
 def answer_example(sample: Sample) -> Example:
@@ -56,20 +66,26 @@ def answer_example(sample: Sample) -> Example:
 def verify_example(sample: Sample, wrong: str | None) -> Example:
     """The check of the sample's own target, or of a wrong response put in its place."""
     if wrong is None:
-        return Example("verify", verify_messages("compact", sample), (), f"{expected(sample)}\n[CORRECT]")
+        shown = verify_messages("compact", sample)
+        return Example("verify", shown, (), f"{expected(sample)}\nResponse: right.\n[CORRECT]")
     parsed = parse(wrong)
     if isinstance(parsed, ParseFailure) or not parsed.calls:
         target = Target(text=wrong, intent="answer")
     else:
         target = Target(parsed.calls, parsed.text)
     shown = verify_messages("compact", replace(sample, target=target))
-    reply = f"{expected(sample)}\nResponse: {mistake(wrong, sample)}.\n[INCORRECT]"
+    reply = f"{expected(sample, wrong)}\nResponse: {mistake(wrong, sample)}.\n[INCORRECT]"
     return Example("verify", shown, (), reply)
 
 
 def judge_example(sample: Sample, response_1: str, response_2: str) -> Example:
     """The comparison of two responses, as an assistant writes them; the verdict follows from the matcher."""
-    mistakes = [mistake(response_1, sample), mistake(response_2, sample)]
+    responses = (response_1, response_2)
+    mistakes = [mistake(response, sample) for response in responses]
+    line = expected(sample, *(response for response, reason in zip(responses, mistakes, strict=True) if reason))
+    if all(mistakes) and sample.target.is_call:  # what comes first decides
+        places = [len(expected(sample, response)) for response in responses]
+        mistakes = [reason if place == min(places) else "" for reason, place in zip(mistakes, places, strict=True)]
     kind = {
         (False, False): VerdictKind.BOTH_CORRECT,
         (True, False): VerdictKind.RESPONSE1_INCORRECT,
@@ -77,7 +93,7 @@ def judge_example(sample: Sample, response_1: str, response_2: str) -> Example:
         (True, True): VerdictKind.BOTH_INCORRECT,
     }[bool(mistakes[0]), bool(mistakes[1])]
     lines = [f"Response {i}: {reason}." for i, reason in enumerate(mistakes, 1) if reason]
-    reply = "\n".join([expected(sample), *lines, kind])
+    reply = "\n".join([line, *lines, kind])
     return Example("judge", judge_messages("compact", sample, response_1, response_2), (), reply)
 
 
@@ -90,14 +106,33 @@ def expand_example(seed: Sample, wrong: str, new: Sample, scenario: str, shown_a
     return Example("expand", messages, (), reply)
 
 
-def expected(sample: Sample) -> str:
-    """The first lines of a judge's reply: the right calls, or what kind of text is right."""
+def expected(sample: Sample, *wrong: str) -> str:
+    """The first lines of a judge's reply: the right calls, up to where a wrong response leaves them; or the kind of
+    text that is right."""
     target = sample.target
     if target.is_call:
-        return "Expected: " + response_text(replace(target, text=""))
+        right = _pieces(response_text(replace(target, text="")))
+        places = [_first_difference(right, _pieces(response_text(response))) for response in wrong]
+        return "Expected: " + "".join(right[: min(places, default=len(right)) + 1])
     if target.intent == "clarify":
         return f"Expected: a question about {', '.join(target.missing)}."
     return "Expected: no call, decline." if target.intent == "refuse" else "Expected: no call, answer."
+
+
+def _pieces(text: str) -> list[str]:
+    """The text in the tokenizer's words."""
+    return _WORD.findall(text)
+
+
+def _first_difference(right: list[str], other: list[str]) -> int:
+    """The number of leading words that two texts have in common."""
+    pairs = zip(right, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(right), len(other)))
+
+
+_WORD = re.compile(
+    "|".join([*map(re.escape, sorted(SCAFFOLDS, key=len, reverse=True)), r"\d", "[A-Z]?[a-z]+", r"[^\W\d_]", r"\s|\S"])
+)
 
 
 def mistake(response: str, sample: Sample) -> str:
@@ -113,7 +148,7 @@ def written(target: Target) -> str:
 def make(
     samples: Sequence[Sample], mix: Mapping[str, float], mistakes: Sequence[Mapping[str, Any]], seed: int
 ) -> list[Example]:
-    """At most one example from each sample, its task drawn with the shares of `mix`; four of five are renamed.
+    """At most one example from each sample, its task drawn with the shares of `mix`; three of five are renamed.
 
     mistakes: rows {"sample", "response"} of real wrong answers; half of all examples but answers come from them, where
     there are any.
@@ -128,7 +163,7 @@ def make(
             sample, wrong = Sample.from_json(row["sample"]), row["response"]
         else:
             wrong = wrong_response(sample, rng)
-        renaming = draw_renaming(sample, rng) if rng.random() < 0.8 else Renaming({})
+        renaming = draw_renaming(sample, rng) if rng.random() < 0.6 else Renaming({})
         seen = renaming.sample(sample)
         if task == "answer":
             made.append(answer_example(seen))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from jax.sharding import Mesh
 
 from looptool_jax.data.store import read_jsonl, write_jsonl
 from looptool_jax.inference.answers import AnswerConfig, Answerer
-from looptool_jax.inference.lm import LanguageModel
+from looptool_jax.inference.lm import LanguageModel, ModelConfig, load_language_model
 from looptool_jax.loop import nano_examples as examples
 from looptool_jax.loop.keys import key_for
 from looptool_jax.loop.nano_tokenizer import build_tokenizer
@@ -50,7 +51,8 @@ class Stage:
 
     steps: updates, each on rows × length tokens. mix: share of each task among the examples.
     categories: of the world's samples, None for all. prompt_weight: of the tokens of a prompt to answer in the loss (it
-    teaches copying); prompts of the other tasks weigh a fifth of it.
+    teaches copying); prompts of the other tasks weigh a fifth of it. verdict_weight: of what a judge writes after its
+    expectation. learning_rate: starts a new cosine cycle with a fresh optimiser; None continues the present one.
     """
 
     steps: int
@@ -59,9 +61,12 @@ class Stage:
     mix: dict[str, float] = field(default_factory=lambda: {"answer": 1.0})
     categories: tuple[str, ...] | None = None
     prompt_weight: float = 0.3
+    verdict_weight: float = 1.0
+    learning_rate: float | None = None
 
 
 _MIX = {"answer": 0.45, "judge": 0.3, "verify": 0.1, "expand": 0.15}
+_JUDGE_MIX = {"answer": 0.2, "judge": 0.42, "verify": 0.2, "expand": 0.18}
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ class NanoConfig:
     """The recipe of the shipped weights; another seed or another number changes them.
 
     The policy is written after stage number `policy_stage` (from 1), the judge, which has seen more, at the end. From
-    stage `mistakes_from` on, every stage ends with collecting the model's own wrong answers to `mistakes` new samples;
-    the next stage learns to judge them.
+    stage `mistakes_from` on, every stage ends with collecting wrong answers to `mistakes` new samples (the model's own,
+    later the policy's); the next stage learns to judge them.
     """
 
     seed: int = 1
@@ -80,13 +85,13 @@ class NanoConfig:
     num_heads: int = 4
     num_kv_heads: int = 2
     head_dim: int = 32
-    learning_rate: float = 3.5e-3
     warmup_steps: int = 100
     stages: tuple[Stage, ...] = (
-        Stage(1000, 16, 256, categories=("single",)),
+        Stage(1000, 16, 256, categories=("single",), learning_rate=3.5e-3),
         Stage(2200, 8, 512),
         Stage(1900, 8, 512, _MIX, prompt_weight=0.1),
         Stage(1900, 8, 512, _MIX, prompt_weight=0.0),
+        Stage(1850, 8, 512, _JUDGE_MIX, prompt_weight=0.0, verdict_weight=3.0, learning_rate=1.5e-3),
     )
     policy_stage: int = 3
     mistakes_from: int = 2
@@ -95,6 +100,18 @@ class NanoConfig:
     mistakes: int = 6000
     checkpoint_chunks: int = 6
     evaluation_samples: int = 200
+
+    def __post_init__(self) -> None:
+        if not self.stages or self.stages[0].learning_rate is None:
+            raise ValueError("nano: the first stage needs a learning_rate")
+
+    def cycle(self, number: int) -> tuple[float, int]:
+        """Learning rate and number of steps of the cosine cycle that stage `number` (from 0) belongs to."""
+        starts = [i for i, stage in enumerate(self.stages) if stage.learning_rate is not None] + [len(self.stages)]
+        first, end = next((a, b) for a, b in pairwise(starts) if a <= number < b)
+        rate = self.stages[first].learning_rate
+        assert rate is not None
+        return rate, sum(stage.steps for stage in self.stages[first:end])
 
 
 @dataclass(frozen=True)
@@ -126,23 +143,32 @@ def train_nano(cfg: NanoConfig, out_dir: str | Path, log: Log) -> None:
         cfg.num_kv_heads, cfg.head_dim, rope_theta=10000.0, max_position_embeddings=2048,
     )  # fmt: skip
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    steps = sum(stage.steps for stage in cfg.stages)
-    optimizer = OptimizerConfig("adamw", cfg.learning_rate, "cosine", cfg.warmup_steps, steps, b2=0.98)
-    trainer = _Trainer(model, mesh, optimizer, SftConfig())
+
+    def trainer_of(number: int) -> _Trainer:
+        rate, steps = cfg.cycle(number)
+        return _Trainer(
+            model, mesh, OptimizerConfig("adamw", rate, "cosine", cfg.warmup_steps, steps, b2=0.98), SftConfig()
+        )
+
+    cursor = {"stage": 0, "chunk": 0, "done": 0, "step": 0}
+    trainer = trainer_of(0)
     state = trainer.fresh(decoder.init_params(model, jax.random.key(cfg.seed)))
     lm = LanguageModel(model, state.params, tokenizer, mesh)
-    cursor = {"stage": 0, "chunk": 0, "done": 0}
     if (newest := checkpoint.latest(out / "checkpoints")) is not None:
         restored = checkpoint.restore(newest, trainer.abstract)
         state, cursor = restored.state, restored.extra
+        trainer = trainer_of(min(cursor["stage"], len(cfg.stages) - 1))
     held_out = world_samples("heldout", cfg.evaluation_samples, cfg.seed)
 
     def commit(state: TrainState, cursor: dict[str, int]) -> None:
-        checkpoint.save(checkpoint.step_path(out / "checkpoints", int(state.step)), state, cursor, keep=2)
-        log({"step": int(state.step), "accuracy": accuracy(lm.with_params(state.params), held_out)})
+        checkpoint.save(checkpoint.step_path(out / "checkpoints", cursor["step"]), state, cursor, keep=2)
+        log({"step": cursor["step"], "accuracy": accuracy(lm.with_params(state.params), held_out)})
 
     while cursor["stage"] < len(cfg.stages):
         stage = cfg.stages[cursor["stage"]]
+        if stage.learning_rate is not None and cursor["done"] == 0 and cursor["stage"]:
+            trainer = trainer_of(cursor["stage"])
+            state = trainer.fresh(state.params)
         chunks = _chunks(cfg, cursor["stage"], cursor["chunk"], tokenizer, out)
         while cursor["done"] < stage.steps:
             losses = []
@@ -152,15 +178,19 @@ def train_nano(cfg: NanoConfig, out_dir: str | Path, log: Log) -> None:
                 state, metrics = trainer.step(state, batch)
                 losses.append(metrics["loss"])
                 cursor["done"] += 1
+                cursor["step"] += 1
             cursor["chunk"] += 1
-            log({"step": int(state.step), "stage": cursor["stage"] + 1, "loss": float(np.mean(jax.device_get(losses)))})
+            log({"step": cursor["step"], "stage": cursor["stage"] + 1, "loss": float(np.mean(jax.device_get(losses)))})
             if cursor["chunk"] % cfg.checkpoint_chunks == 0:
                 commit(state, cursor)
-        cursor = {"stage": cursor["stage"] + 1, "chunk": 0, "done": 0}
+        cursor |= {"stage": cursor["stage"] + 1, "chunk": 0, "done": 0}
         if cursor["stage"] == cfg.policy_stage:
             save_pretrained(state.params, model, out / "policy", out / "tokenizer")
         if cfg.mistakes_from <= cursor["stage"] < len(cfg.stages):
-            write_jsonl(str(out / "mistakes.jsonl"), _mistakes(lm.with_params(state.params), cfg))
+            answerer = lm.with_params(state.params)
+            if cursor["stage"] > cfg.policy_stage:
+                answerer = load_language_model(ModelConfig(str(out / "policy")), mesh)
+            write_jsonl(str(out / "mistakes.jsonl"), _mistakes(answerer, cfg, cursor["stage"]))
         commit(state, cursor)
     save_pretrained(state.params, model, out / "judge", out / "tokenizer")
 
@@ -172,7 +202,7 @@ def sft_warmup(
 
     Raises ValueError where no batch can be filled.
     """
-    encoded = [examples.answer_example(sample).encode(lm.tokenizer, thinking) for sample in samples]
+    encoded = [examples.answer_example(sample).encode(lm.tokenizer, thinking)[:2] for sample in samples]
     packed = pack(encoded, cfg.length)
     steps = cfg.epochs * (len(packed.batch.tokens) // cfg.rows)
     if steps == 0:
@@ -254,10 +284,13 @@ def _chunk(
     made = examples.make(samples, stage.mix, mistakes, seed)
     parts = []
     for task in examples.TASKS:
-        weight = stage.prompt_weight * (1.0 if task == "answer" else 0.2)
         encoded = [example.encode(tokenizer) for example in made if example.task == task]
-        if encoded:
-            parts.append(pack(encoded, stage.length, prompt_weight=weight).batch)
+        if not encoded:
+            continue
+        weight = stage.prompt_weight * (1.0 if task == "answer" else 0.2)
+        part = pack([(ids, prompt) for ids, prompt, _ in encoded], stage.length, prompt_weight=weight).batch
+        verdict = pack([(ids, start) for ids, _, start in encoded], stage.length).batch.weights
+        parts.append(part._replace(weights=part.weights + (stage.verdict_weight - 1.0) * verdict))
     batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     if len(batch.tokens) < stage.rows:
         raise ValueError(
@@ -267,9 +300,9 @@ def _chunk(
     return batch
 
 
-def _mistakes(lm: LanguageModel, cfg: NanoConfig) -> list[dict[str, Any]]:
+def _mistakes(lm: LanguageModel, cfg: NanoConfig, stage: int) -> list[dict[str, Any]]:
     """Wrong greedy answers to new training samples."""
-    samples = world_samples("train", cfg.mistakes, 2 * _SEEDS + cfg.seed)
+    samples = world_samples("train", cfg.mistakes, 2 * _SEEDS + 1000 * stage + cfg.seed)
     return [
         {"sample": sample.to_json(), "response": text}
         for sample, text in zip(samples, _answers(lm, samples), strict=True)
