@@ -76,8 +76,13 @@ def _left_out(sample: Sample, world: World) -> list[str]:
         rest = strike(part, rest)
     problems = [f"{value} is not used" for value in re.findall(r'"[^"]+"|\S*\d\S*', rest)]
     called = {call.name for call in calls if call.name in world.tools}
-    keys = {world.tools[call.name].parameters[name].key for call in calls if call.name in called
-            for name in call.arguments}  # fmt: skip
+    keys = {
+        parameter.key
+        for call in calls
+        if call.name in called
+        for name, parameter in world.tools[call.name].parameters.items()
+        if name in call.arguments
+    }
     for tool in world.tools.values():
         if tool.tool.name not in called:
             problems += [f"{tool.tool.name} is asked for, too"] if asks_for(tool, said) else []
