@@ -42,10 +42,11 @@ def attempt(run_dir: str, cache: str, kill: int) -> None:
             if real in renames and not str(args[1]).startswith(run_dir):
                 return real(*args, **kwargs)
             commits += 1
-            if kill == 2 * commits - 1:
+            number = commits
+            if kill == 2 * number - 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             result = real(*args, **kwargs)
-            if kill == 2 * commits:
+            if kill == 2 * number:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
