@@ -66,6 +66,7 @@ class Runner:
             self.ledger = Ledger(self.path("ledger.jsonl"))
             for stage in self.stages():
                 if manifest.done(stage.name):
+                    self._clean(stage)
                     continue
                 with self.console.stage(stage.name):
                     metrics = stage.work()

@@ -260,7 +260,7 @@ def _write_json(path: Path, value: object) -> None:
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Writes beside `path` and renames, so that a reader never sees half a file; usual permissions."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
