@@ -79,7 +79,6 @@ def state(run_dir: Path) -> list[tuple[str, int]]:
     return sizes + [(str(folder), 0) for folder in sorted(run_dir.rglob("checkpoints/step_????????"))]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_micro_survives_a_kill_at_every_commit_point(tmp_path):
     SPAWN.set_forkserver_preload(["jax", "flax.nnx", "optax", "orbax.checkpoint", "jetstream.engine.engine_api"])
