@@ -5,7 +5,6 @@ The schema is `RunConfig`; a wrong key or type is an error that names the right 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -135,8 +134,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
         for name, part in value.items()
         for key, item in _flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
     }
-
-
-def fail(error: Exception) -> None:
-    """One line for the user, on standard error."""
-    print(f"looptool: {' '.join(str(error).split())}", file=sys.stderr)
