@@ -152,7 +152,7 @@ def expand(
     seeds = [ErrorSeed.from_json(row) for row in read_jsonl(errors)]
     pool = _pool(cfg, out)
     generator = pool.lend(cfg.generator_model or cfg.judge_model)
-    verifier = pool.lend(cfg.judge_model) if cfg.expand.verify else None
+    verifier = pool.lend(cfg.judge_model) if cfg.expand.verify != "off" else None
     limit = (pool.lend(cfg.policy), cfg.train.answers.prompt_tokens)
     with console.stage("expand"):
         metrics = stage.expand(generator, verifier, seeds, limit, cfg.seed, round_, cfg.expand, out, console)
@@ -235,7 +235,9 @@ def warmup(
     samples = list(read_samples(data))
     with console.stage("warmup"):
         settings = cfg.warmup or stage.WarmupConfig()
-        lm = stage.sft_warmup(policy.lm, samples, settings, lambda row: console.say(str(row)), policy.thinking)
+        lm, _ = stage.sft_warmup(
+            policy.lm, samples, settings, join(out, "checkpoints"), lambda row: console.say(str(row)), policy.thinking
+        )
     save_pretrained(lm.params, lm.cfg, join(out, "policy"), lm.folder)
 
 

@@ -25,21 +25,23 @@ from looptool_jax.loop.prompts import (
     response_text,
     verify_messages,
 )
-from looptool_jax.toolcall import Origin, Parsed, Sample, Target, check_call, parse
+from looptool_jax.toolcall import Origin, Parsed, Sample, Target, check_call, match, parse
 
 
 @dataclass
 class ExpandConfig:
     """Expansion.
 
-    enabled: false removes EDDE. per_error: k new samples for each error seed. verify: also ask the judge (second
-    tier). prompt: "full" for language models, "compact" for nano. chunk: error seeds committed at once.
+    enabled: false removes EDDE. per_error: k new samples for each error seed. verify: the second tier. "verdict": the
+        judge is asked whether the label is right; "answer": the judge answers the request itself, without seeing the
+        label, and must arrive at the same (for models too small to check a label); "off": rules alone.
+    prompt: "full" for language models, "compact" for nano. chunk: error seeds committed at once.
     temperature, top_p, top_k: of the generator, as in the released code.
     """
 
     enabled: bool = True
     per_error: int = 4
-    verify: bool = True
+    verify: str = "verdict"
     prompt: Variant = "full"
     temperature: float = 1.0
     top_p: float = 0.9
@@ -47,6 +49,10 @@ class ExpandConfig:
     answers: AnswerConfig = field(default_factory=AnswerConfig)
     verify_answers: AnswerConfig = field(default_factory=AnswerConfig)
     chunk: int = 64
+
+    def __post_init__(self) -> None:
+        if self.verify not in ("verdict", "answer", "off"):
+            raise ValueError(f"expand.verify: expected verdict, answer or off, found {self.verify!r}")
 
 
 def expand(
@@ -72,7 +78,7 @@ def expand(
         assert generator is not None
         rows = _generate(generator, chunk, seed, round_, cfg, console)
         _apply_rules(rows, prompt_limit)
-        if cfg.verify:
+        if cfg.verify != "off":
             assert judge is not None
             _verify(judge, rows, cfg, console)
         console.advance(len(chunk))
@@ -177,12 +183,35 @@ def _apply_rules(rows: list[_Row], prompt_limit: tuple[Answerer, int] | None) ->
 
 def _verify(judge: Answerer, rows: list[_Row], cfg: ExpandConfig, console: Console) -> None:
     """Tier 2: the judge finds the label right for the request."""
-    open_rows = [row for row in rows if not row.tier and row.sample is not None]
-    requests = [ChatRequest(row.id, verify_messages(cfg.prompt, row.sample)) for row in open_rows]  # type: ignore[arg-type]
-    for row, reply in zip(open_rows, judge.chat(requests, cfg.verify_answers, console.tokens), strict=True):
-        correct = parse_verification(reply.text)
-        if not correct:
-            row.reject("judge", "no verdict on the last line" if correct is None else "the judge finds it incorrect")
+    open_rows = [(row, row.sample) for row in rows if not row.tier and row.sample is not None]
+    objections = _other_answers if cfg.verify == "answer" else _verdicts
+    reasons = objections(judge, [sample for _, sample in open_rows], cfg.verify_answers, console)
+    for (row, _), reason in zip(open_rows, reasons, strict=True):
+        if reason:
+            row.reject("judge", reason)
+
+
+def _verdicts(judge: Answerer, samples: Sequence[Sample], answers: AnswerConfig, console: Console) -> list[str]:
+    """Why the judge rejects each sample, asked for a verdict on it ("": it does not)."""
+    requests = [ChatRequest(sample.id, verify_messages(sample)) for sample in samples]
+    texts = {True: "", False: "the judge finds it incorrect", None: "no verdict on the last line"}
+    return [texts[parse_verification(reply.text)] for reply in judge.chat(requests, answers, console.tokens)]
+
+
+def _other_answers(judge: Answerer, samples: Sequence[Sample], answers: AnswerConfig, console: Console) -> list[str]:
+    """Why the judge's own answer to each sample does not confirm its label ("": it does)."""
+    fits = [judge.prompt_length(sample) <= answers.prompt_tokens for sample in samples]
+    runnable = [sample for sample, fit in zip(samples, fits, strict=True) if fit]
+    replies = iter(judge.greedy(runnable, answers, console.tokens))
+    reasons = []
+    for sample, fit in zip(samples, fits, strict=True):
+        if not fit:
+            reasons.append(f"the prompt is longer than the {answers.prompt_tokens} tokens of expand.verify_answers")
+            continue
+        reply = next(replies)
+        result = match(reply.text, sample.target, sample.tools)
+        reasons.append("" if result.ok else f"the judge answers otherwise: {result.reason}")
+    return reasons
 
 
 def _reject_duplicates(rows: list[dict[str, Any]]) -> None:

@@ -1,22 +1,19 @@
-"""What the embedded model learns from: answering, judging, verifying and expanding, made from the world's samples.
+"""What the embedded model learns from: answering, judging and expanding, made from the world's samples.
 
-The world knows the truth, so every comparison can be labelled: a response is right if the matcher says so. Before a
-verdict, the judge writes what it expects (`Expected:` and a line per call, up to the first word at which a wrong
-response goes another way), then what is wrong, in the matcher's words. Writing and comparing are one thing then: a
-small model finds one word out of place where it cannot compare two whole calls.
+The world knows the truth, so every comparison can be labelled: a response is right if the matcher says so. The compact
+judge's prompt lists the places at which two responses differ. For each the judge writes what belongs there and which
+response has it, then the verdict: a small model can decide one value where it cannot compare two whole calls.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from looptool_jax.loop.nano_mistakes import equivalent_response, wrong_response
+from looptool_jax.loop.nano_mistakes import wrong_response
 from looptool_jax.loop.nano_renaming import Renaming, draw_renaming
-from looptool_jax.loop.nano_tokenizer import SCAFFOLDS
 from looptool_jax.loop.prompts import (
     SCENARIOS,
     VerdictKind,
@@ -24,13 +21,12 @@ from looptool_jax.loop.prompts import (
     expand_messages,
     judge_messages,
     response_text,
-    verify_messages,
 )
-from looptool_jax.toolcall import ChatTokenizer, Message, ParseFailure, Sample, Target, Tool, get_format, match, parse
+from looptool_jax.toolcall import ChatTokenizer, Message, Sample, Target, Tool, differences, get_format, match
 from looptool_jax.world import variation
 
-Task = Literal["answer", "judge", "verify", "expand"]
-TASKS: tuple[Task, ...] = ("answer", "judge", "verify", "expand")
+Task = Literal["answer", "judge", "expand"]
+TASKS: tuple[Task, ...] = ("answer", "judge", "expand")
 
 
 @dataclass(frozen=True)
@@ -42,102 +38,79 @@ class Example:
     tools: Sequence[Tool]
     reply: Target | str
 
-    def encode(self, tokenizer: ChatTokenizer, thinking: bool = False) -> tuple[list[int], int, int]:
-        """Token ids with the end-of-turn token, how many of them are prompt, and where a verdict begins (their number
-        where there is none)."""
+    def encode(self, tokenizer: ChatTokenizer, thinking: bool = False) -> tuple[list[int], int]:
+        """Token ids with the end-of-turn token, and how many of them are prompt."""
         prompt = tokenizer.encode_prompt(self.messages, self.tools, thinking)
         if isinstance(self.reply, Target):
             reply = tokenizer.encode_target(self.reply)
         else:
             reply = tokenizer.encode_text(self.reply)
-        ids = [*prompt, *reply, tokenizer.eos_ids[0]]
-        if self.task not in ("judge", "verify"):
-            return ids, len(prompt), len(ids)
-        assert isinstance(self.reply, str)
-        start = self.reply.find("\nResponse")
-        verdict = self.reply[start if start >= 0 else self.reply.rindex("\n") :]
-        return ids, len(prompt), len(ids) - 1 - len(tokenizer.encode_text(verdict))
+        return [*prompt, *reply, tokenizer.eos_ids[0]], len(prompt)
 
 
 def answer_example(sample: Sample) -> Example:
     return Example("answer", sample.messages, sample.tools, sample.target)
 
 
-def verify_example(sample: Sample, wrong: str | None) -> Example:
-    """The check of the sample's own target, or of a wrong response put in its place."""
-    if wrong is None:
-        shown = verify_messages("compact", sample)
-        return Example("verify", shown, (), f"{expected(sample)}\nResponse: right.\n[CORRECT]")
-    parsed = parse(wrong)
-    if isinstance(parsed, ParseFailure) or not parsed.calls:
-        target = Target(text=wrong, intent="answer")
-    else:
-        target = Target(parsed.calls, parsed.text)
-    shown = verify_messages("compact", replace(sample, target=target))
-    reply = f"{expected(sample, wrong)}\nResponse: {mistake(wrong, sample)}.\n[INCORRECT]"
-    return Example("verify", shown, (), reply)
+def judge_example(sample: Sample, first: str, second: str) -> Example | None:
+    """The comparison of two responses, as an assistant writes them.
 
-
-def judge_example(sample: Sample, response_1: str, response_2: str) -> Example:
-    """The comparison of two responses, as an assistant writes them; the verdict follows from the matcher."""
-    responses = (response_1, response_2)
-    mistakes = [mistake(response, sample) for response in responses]
-    line = expected(sample, *(response for response, reason in zip(responses, mistakes, strict=True) if reason))
-    if all(mistakes) and sample.target.is_call:  # what comes first decides
-        places = [len(expected(sample, response)) for response in responses]
-        mistakes = [reason if place == min(places) else "" for reason, place in zip(mistakes, places, strict=True)]
+    None where the differences do not tell which of them are right (both have the same mistake).
+    """
+    lines = findings(sample, first, second)
+    right = (match(first, sample.target, sample.tools).ok, match(second, sample.target, sample.tools).ok)
+    if right != tuple(all(line.endswith((choice, "both")) for line in lines) for choice in ("first", "second")):
+        return None
     kind = {
-        (False, False): VerdictKind.BOTH_CORRECT,
-        (True, False): VerdictKind.RESPONSE1_INCORRECT,
-        (False, True): VerdictKind.RESPONSE2_INCORRECT,
-        (True, True): VerdictKind.BOTH_INCORRECT,
-    }[bool(mistakes[0]), bool(mistakes[1])]
-    lines = [f"Response {i}: {reason}." for i, reason in enumerate(mistakes, 1) if reason]
-    reply = "\n".join([line, *lines, kind])
-    return Example("judge", judge_messages("compact", sample, response_1, response_2), (), reply)
+        (True, True): VerdictKind.BOTH_CORRECT,
+        (False, True): VerdictKind.RESPONSE1_INCORRECT,
+        (True, False): VerdictKind.RESPONSE2_INCORRECT,
+        (False, False): VerdictKind.BOTH_INCORRECT,
+    }[right]
+    return Example("judge", judge_messages("compact", sample, first, second), (), "\n".join([*lines, kind]))
 
 
-def expand_example(seed: Sample, wrong: str, new: Sample, scenario: str, shown_as: int) -> Example:
-    """A new sample around an error on the seed; the analysis is a judge's that saw the error as response `shown_as`."""
-    analysis = f"{expected(seed)}\nResponse {shown_as}: {mistake(wrong, seed)}."
-    messages = expand_messages("compact", seed, written(seed.target), wrong, analysis, scenario)
+def findings(sample: Sample, first: str, second: str) -> list[str]:
+    """What a judge writes before its verdict: a line `place: what belongs there => which response has it` for each
+    difference between the two."""
+    target = written(sample.target)
+    lines = []
+    for here in differences(first, second, sample.tools):
+        if here.place == "response":
+            right = [match(response, sample.target, sample.tools).ok for response in (first, second)]
+            belongs = _kind(sample.target)
+        else:
+            wrong = [
+                {_key(place.place, place.first): place.second for place in differences(response, target, sample.tools)}
+                for response in (first, second)
+            ]
+            keys = (_key(here.place, here.first), _key(here.place, here.second))
+            right = [key not in mistakes for key, mistakes in zip(keys, wrong, strict=True)]
+            belongs = here.first if right[0] else here.second if right[1] else wrong[0][keys[0]]
+        choice = {(True, True): "both", (True, False): "first", (False, True): "second"}.get(tuple(right), "neither")
+        lines.append(f"{here.place}: {belongs} => {choice}")
+    return lines
+
+
+def _key(place: str, value: str) -> tuple[str, str]:
+    """A place without the number of its call, with what a response has there."""
+    return place.rpartition(".")[2], value
+
+
+def _kind(target: Target) -> str:
+    if target.is_call:
+        return "a call"
+    return f"a question about {', '.join(target.missing)}" if target.intent == "clarify" else "no call"
+
+
+def expand_example(seed: Sample, wrong: str, new: Sample, scenario: str, wrong_first: bool) -> Example:
+    """A new sample around an error on the seed; the analysis is a judge's that saw the error first, or second."""
+    right = written(seed.target)
+    analysis = "\n".join(findings(seed, *((wrong, right) if wrong_first else (right, wrong))))
+    messages = expand_messages("compact", seed, right, wrong, analysis, scenario)
     dialogue = [message for message in new.messages if message.role != "system"]
     reply = f"INPUT:\n{conversation_text(dialogue)}\nOUTPUT:\n{response_text(new.target)}"
     return Example("expand", messages, (), reply)
-
-
-def expected(sample: Sample, *wrong: str) -> str:
-    """The first lines of a judge's reply: the right calls, up to where a wrong response leaves them; or the kind of
-    text that is right."""
-    target = sample.target
-    if target.is_call:
-        right = _pieces(response_text(replace(target, text="")))
-        places = [_first_difference(right, _pieces(response_text(response))) for response in wrong]
-        return "Expected: " + "".join(right[: min(places, default=len(right)) + 1])
-    if target.intent == "clarify":
-        return f"Expected: a question about {', '.join(target.missing)}."
-    return "Expected: no call, decline." if target.intent == "refuse" else "Expected: no call, answer."
-
-
-def _pieces(text: str) -> list[str]:
-    """The text in the tokenizer's words."""
-    return _WORD.findall(text)
-
-
-def _first_difference(right: list[str], other: list[str]) -> int:
-    """The number of leading words that two texts have in common."""
-    pairs = zip(right, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(right), len(other)))
-
-
-_WORD = re.compile(
-    "|".join([*map(re.escape, sorted(SCAFFOLDS, key=len, reverse=True)), r"\d", "[A-Z]?[a-z]+", r"[^\W\d_]", r"\s|\S"])
-)
-
-
-def mistake(response: str, sample: Sample) -> str:
-    """Why a response is wrong, "" if it is right."""
-    return match(response, sample.target, sample.tools).reason
 
 
 def written(target: Target) -> str:
@@ -169,26 +142,20 @@ def make(
             made.append(answer_example(seen))
         elif wrong is None:
             continue
-        elif task == "verify":
-            made.append(verify_example(seen, renaming.text(wrong) if rng.random() < 0.5 else None))
         elif task == "judge":
-            made.append(judge_example(seen, *map(renaming.text, _pair(sample, wrong, rng))))
+            example = judge_example(seen, *map(renaming.text, _pair(sample, wrong, rng)))
+            made += [example] if example else []
         elif sample.target.is_call:  # only errors on calls are expanded, and only into calls
             scenario = rng.choice(list(SCENARIOS))
             new = renaming.sample(variation(sample, scenario, rng))
             if new.target.is_call:
-                made.append(expand_example(seen, renaming.text(wrong), new, scenario, rng.choice((1, 2))))
+                made.append(expand_example(seen, renaming.text(wrong), new, scenario, rng.random() < 0.5))
     return made
 
 
 def _pair(sample: Sample, wrong: str, rng: random.Random) -> tuple[str, str]:
     """Two responses in random order: mostly one right and one wrong."""
-    right = written(sample.target)
-    kind = rng.random()
-    pair = [right, wrong]
-    if kind < 0.2 and (other := wrong_response(sample, rng)) is not None:
-        pair = [other, wrong]
-    elif kind > 0.92 and (other := equivalent_response(sample, rng)) is not None:
-        pair = [right, other]
+    other = wrong_response(sample, rng) if rng.random() < 0.15 else None
+    pair = [wrong, other or written(sample.target)]
     rng.shuffle(pair)
     return pair[0], pair[1]

@@ -28,14 +28,6 @@ def wrong_response(sample: Sample, rng: Random) -> str | None:
         return None
 
 
-def equivalent_response(sample: Sample, rng: Random) -> str | None:
-    """Another right response to the same sample: its calls and arguments in another order; None where there is none."""
-    target = sample.target
-    calls = [Call(call.name, dict(_shuffled(call.arguments.items(), rng))) for call in _shuffled(target.calls, rng)]
-    text = _written(replace(target, calls=tuple(calls)))
-    return text if text != _written(target) else None
-
-
 def _written(target: Target) -> str:
     return get_format("qwen3").render_target(target)
 
@@ -102,9 +94,3 @@ def _words_of(sample: Sample, count: int, rng: Random) -> str:
     words = re.findall(r"[\w@.:'-]*\w", sample.messages[-1].content) or ["?"]
     start = rng.randrange(max(1, len(words) - count + 1))
     return " ".join(words[start : start + count])
-
-
-def _shuffled(items: Any, rng: Random) -> list[Any]:
-    items = list(items)
-    rng.shuffle(items)
-    return items

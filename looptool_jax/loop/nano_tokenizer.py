@@ -42,11 +42,10 @@ SCAFFOLDS = (
     '{"name": "', '", "arguments": {"', '": "', '", "', '": ["', '"}}\n', '}}\n', '"]',
     '"], "', '": ', ', "', '"}', '{"', ': "',
     # the compact prompts and the answers to them
-    "Judge the two responses.\n", "Verify the response.\n", "Write a new sample.\n",
-    "USER: ", "ASSISTANT: ", "TOOL: ", "SYSTEM: ", "\nResponse 1:\n", "\nResponse 2:\n", "\nResponse:\n",
-    "\nCorrect:\n", "\nWrong:\n", "\nFocus: ", "INPUT:\n", "\nOUTPUT:\n",
-    "Expected: ", "\nResponse 1: ", "\nResponse 2: ", "\nResponse: ",
-    "[RESPONSE1_INCORRECT]", "[RESPONSE2_INCORRECT]", "[BOTH_CORRECT]", "[BOTH_INCORRECT]", "[CORRECT]", "[INCORRECT]",
+    "Judge the two responses.\n", "Write a new sample.\n", "USER: ", "ASSISTANT: ", "TOOL: ", "SYSTEM: ",
+    "\nResponse 1:\n", "\nResponse 2 differs:\n", "\nCorrect:\n", "\nWrong:\n", "\nFocus: ", "INPUT:\n", "\nOUTPUT:\n",
+    " | ", " => first", " => second", " => neither", " => both", "response: ", "function: ", "call: ",
+    "[RESPONSE1_INCORRECT]", "[RESPONSE2_INCORRECT]", "[BOTH_CORRECT]", "[BOTH_INCORRECT]",
     # frequent words with their blanks, and other fixed pieces
     " the ", " a ", " an ", " of ", " to ", " with ", " for ", " in ", " on ", " at ", " from ", " and ", " as ",
     " is ", ". ", ", ", "? ", "_id", "YYYY-MM-DD", "HH:MM",

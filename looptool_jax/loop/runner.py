@@ -127,16 +127,16 @@ class Runner:
         assert cfg.warmup is not None
         samples = list(read_samples(self.path("seed/pool.jsonl")))
         policy = self.pool.lend(cfg.policy)
-        losses: list[float] = []
 
         def log(row: Metrics) -> None:
             if "loss" in row:
-                losses.append(row["loss"])
                 self.console.advance(1, loss=row["loss"])
             else:
                 self.console.expect(row["steps"])
+                self.console.advance(row["done"])
 
-        trained = sft_warmup(policy.lm, samples, cfg.warmup, log, policy.thinking)
+        checkpoints = self.path("warmup/checkpoints")
+        trained, losses = sft_warmup(policy.lm, samples, cfg.warmup, checkpoints, log, policy.thinking)
         save_pretrained(trained.params, trained.cfg, self.path("warmup/policy"), trained.folder)
         return {"steps": len(losses), "loss_first": round(losses[0], 6), "loss_last": round(losses[-1], 6)}
 
@@ -218,7 +218,7 @@ class Runner:
         samples = [item.sample for item in errors.values()]
         chosen = composition.select_error_seeds(samples, cfg.data.round_size, cfg.seed, round_, cfg.compose)
         generator = self.pool.lend(cfg.generator_model or cfg.judge_model) if use else None
-        verifier = self.pool.lend(cfg.judge_model) if use and cfg.expand.verify else None
+        verifier = self.pool.lend(cfg.judge_model) if use and cfg.expand.verify != "off" else None
         return expand(
             generator, verifier, [errors[sample.id] for sample in chosen] if use else [],
             (self.policy_tokens(), cfg.train.answers.prompt_tokens), cfg.seed, round_, cfg.expand,

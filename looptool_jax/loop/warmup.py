@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from looptool_jax.data.store import read_jsonl, write_jsonl
+from looptool_jax.data.store import DataError, read_jsonl, write_jsonl
 from looptool_jax.inference.answers import AnswerConfig, Answerer
 from looptool_jax.inference.lm import LanguageModel, ModelConfig, load_language_model
 from looptool_jax.loop import nano_examples as examples
@@ -49,24 +49,33 @@ Log = Callable[[dict[str, Any]], None]
 class Stage:
     """A part of nano's training.
 
-    steps: updates, each on rows × length tokens. mix: share of each task among the examples.
-    categories: of the world's samples, None for all. prompt_weight: of the tokens of a prompt to answer in the loss (it
-    teaches copying); prompts of the other tasks weigh a fifth of it. verdict_weight: of what a judge writes after its
-    expectation. learning_rate: starts a new cosine cycle with a fresh optimiser; None continues the present one.
+    steps: updates, each on rows × length tokens. mix: share of each task among the examples. categories: weights of
+    the world's categories, None for its own. prompt_weight: of the tokens of a prompt to answer in the loss (it
+    teaches copying); prompts of the other tasks weigh a fifth of it. learning_rate: starts a new cosine cycle with a
+    fresh optimiser; None continues the present one.
     """
 
     steps: int
     rows: int
     length: int
     mix: dict[str, float] = field(default_factory=lambda: {"answer": 1.0})
-    categories: tuple[str, ...] | None = None
+    categories: dict[str, float] | None = None
     prompt_weight: float = 0.3
-    verdict_weight: float = 1.0
     learning_rate: float | None = None
 
 
-_MIX = {"answer": 0.45, "judge": 0.3, "verify": 0.1, "expand": 0.15}
-_JUDGE_MIX = {"answer": 0.2, "judge": 0.42, "verify": 0.2, "expand": 0.18}
+_EASY = {
+    "single": 0.33,
+    "multiple": 0.28,
+    "multi_turn": 0.225,
+    "parallel": 0.06,
+    "parallel_multiple": 0.05,
+    "missing_parameter": 0.03,
+    "irrelevant": 0.025,
+}
+"""What the policy sees: of the harder categories a few, so that it can do them now and then and the loop can raise it."""
+
+_MIX = {"answer": 0.45, "judge": 0.3, "expand": 0.25}
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,8 @@ class NanoConfig:
 
     The policy is written after stage number `policy_stage` (from 1), the judge, which has seen more, at the end. From
     stage `mistakes_from` on, every stage ends with collecting wrong answers to `mistakes` new samples (the model's own,
-    later the policy's); the next stage learns to judge them.
+    later the policy's); the next stage learns to judge them. judge_weight: of the tokens of a judge's reply in the
+    loss; they are few.
     """
 
     seed: int = 1
@@ -86,12 +96,12 @@ class NanoConfig:
     num_kv_heads: int = 2
     head_dim: int = 32
     warmup_steps: int = 100
+    judge_weight: float = 3.0
     stages: tuple[Stage, ...] = (
-        Stage(1000, 16, 256, categories=("single",), learning_rate=3.5e-3),
-        Stage(2200, 8, 512),
-        Stage(1900, 8, 512, _MIX, prompt_weight=0.1),
-        Stage(1900, 8, 512, _MIX, prompt_weight=0.0),
-        Stage(1850, 8, 512, _JUDGE_MIX, prompt_weight=0.0, verdict_weight=3.0, learning_rate=1.5e-3),
+        Stage(1000, 16, 256, categories={"single": 1.0}, learning_rate=3.5e-3),
+        Stage(2000, 8, 512, categories=_EASY),
+        Stage(1700, 8, 512, _MIX, categories=_EASY, prompt_weight=0.1),
+        Stage(3300, 8, 512, _MIX, prompt_weight=0.0),
     )
     policy_stage: int = 3
     mistakes_from: int = 2
@@ -116,7 +126,10 @@ class NanoConfig:
 
 @dataclass(frozen=True)
 class WarmupConfig:
-    """Plain supervised training on samples' targets: AdamW, cosine to zero, loss on answer tokens only."""
+    """Plain supervised training on samples' targets: AdamW, cosine to zero, loss on answer tokens only.
+
+    rows × length: tokens of a step. checkpoint_every: steps between checkpoints, the resolution of resuming.
+    """
 
     epochs: int = 1
     rows: int = 8
@@ -124,6 +137,8 @@ class WarmupConfig:
     learning_rate: float = 1e-5
     warmup_share: float = 0.05
     micro_batches: int = 1
+    remat: bool = False
+    checkpoint_every: int = 50
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
@@ -147,7 +162,10 @@ def train_nano(cfg: NanoConfig, out_dir: str | Path, log: Log) -> None:
     def trainer_of(number: int) -> _Trainer:
         rate, steps = cfg.cycle(number)
         return _Trainer(
-            model, mesh, OptimizerConfig("adamw", rate, "cosine", cfg.warmup_steps, steps, b2=0.98), SftConfig()
+            model,
+            mesh,
+            OptimizerConfig("adamw", rate, "cosine", cfg.warmup_steps, steps, b2=0.98),
+            SftConfig(remat=True),
         )
 
     cursor = {"stage": 0, "chunk": 0, "done": 0, "step": 0}
@@ -196,30 +214,46 @@ def train_nano(cfg: NanoConfig, out_dir: str | Path, log: Log) -> None:
 
 
 def sft_warmup(
-    lm: LanguageModel, samples: Sequence[Sample], cfg: WarmupConfig, log: Log, thinking: bool = False
-) -> LanguageModel:
-    """The model after training on the samples' targets. Samples longer than a row are left out, and logged.
+    lm: LanguageModel,
+    samples: Sequence[Sample],
+    cfg: WarmupConfig,
+    checkpoints: str,
+    log: Log,
+    thinking: bool = False,
+) -> tuple[LanguageModel, list[float]]:
+    """The model after training on the samples' targets, and the loss of every step.
 
-    Raises ValueError where no batch can be filled.
+    Samples longer than a row are left out, and logged. A second call with the same arguments continues from the
+    newest checkpoint in `checkpoints` and ends with the same weights. Raises DataError where no batch can be filled.
     """
-    encoded = [examples.answer_example(sample).encode(lm.tokenizer, thinking)[:2] for sample in samples]
+    encoded = [examples.answer_example(sample).encode(lm.tokenizer, thinking) for sample in samples]
     packed = pack(encoded, cfg.length)
-    steps = cfg.epochs * (len(packed.batch.tokens) // cfg.rows)
-    if steps == 0:
-        raise ValueError(
+    epoch_steps = len(packed.batch.tokens) // cfg.rows
+    if epoch_steps == 0:
+        raise DataError(
             f"warm-up: {len(samples)} samples fill {len(packed.batch.tokens)} rows of {cfg.length} tokens, fewer than "
             f"the {cfg.rows} of a batch; give more samples or fewer rows"
         )
-    log({"samples": len(samples), "too_long": packed.dropped, "steps": steps})
+    steps = cfg.epochs * epoch_steps
     optimizer = OptimizerConfig("adamw", cfg.learning_rate, "cosine", int(steps * cfg.warmup_share), steps)
-    sft = SftConfig(micro_batches=cfg.micro_batches, compute_dtype=cfg.compute_dtype)
+    sft = SftConfig(micro_batches=cfg.micro_batches, remat=cfg.remat, compute_dtype=cfg.compute_dtype)
     trainer = _Trainer(lm.cfg, lm.mesh, optimizer, sft)
-    state = trainer.fresh(lm.params)
-    for epoch in range(cfg.epochs):
-        for batch in epoch_batches(packed.batch, cfg.rows, cfg.seed, epoch):
+    losses: list[float] = []
+    if (newest := checkpoint.latest(checkpoints)) is not None:
+        state, extra, _ = checkpoint.restore(newest, trainer.abstract)
+        losses = extra["losses"]
+    else:
+        state = trainer.fresh(lm.params)
+    log({"samples": len(samples), "too_long": packed.dropped, "steps": steps, "done": len(losses)})
+    while len(losses) < steps:
+        epoch, start = divmod(len(losses), epoch_steps)
+        for batch in epoch_batches(packed.batch, cfg.rows, cfg.seed, epoch, start):
             state, metrics = trainer.step(state, batch)
-            log({"step": int(state.step), "loss": float(metrics["loss"])})
-    return lm.with_params(state.params)
+            losses.append(float(metrics["loss"]))
+            log({"step": len(losses), "loss": losses[-1]})
+            if len(losses) % cfg.checkpoint_every == 0 and len(losses) < steps:
+                checkpoint.save(checkpoint.step_path(checkpoints, len(losses)), state, {"losses": losses}, keep=1)
+    return lm.with_params(state.params), losses
 
 
 def tokenizer_texts(cfg: NanoConfig) -> Iterator[str]:
@@ -281,16 +315,16 @@ def _chunk(
     low, high = key_for("nano", cfg.seed, number, chunk)
     seed = _SEEDS + (low | high << 32) % 2**40
     samples = world_samples("train", cfg.chunk_samples, seed, stage.categories)
-    made = examples.make(samples, stage.mix, mistakes, seed)
     parts = []
+    made = examples.make(samples, stage.mix, mistakes, seed)
     for task in examples.TASKS:
         encoded = [example.encode(tokenizer) for example in made if example.task == task]
         if not encoded:
             continue
-        weight = stage.prompt_weight * (1.0 if task == "answer" else 0.2)
-        part = pack([(ids, prompt) for ids, prompt, _ in encoded], stage.length, prompt_weight=weight).batch
-        verdict = pack([(ids, start) for ids, _, start in encoded], stage.length).batch.weights
-        parts.append(part._replace(weights=part.weights + (stage.verdict_weight - 1.0) * verdict))
+        weight = cfg.judge_weight if task == "judge" else 1.0
+        prompt_weight = stage.prompt_weight * (1.0 if task == "answer" else 0.2) / weight
+        part = pack(encoded, stage.length, prompt_weight=prompt_weight).batch
+        parts.append(part._replace(weights=part.weights * weight))
     batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     if len(batch.tokens) < stage.rows:
         raise ValueError(

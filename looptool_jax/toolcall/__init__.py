@@ -1,6 +1,7 @@
 """What a tool, a call, a message and a sample are; reading, comparing and rendering them. No JAX."""
 
 from looptool_jax.toolcall.chat import ChatError, ChatFormat, ChatTokenizer, get_format
+from looptool_jax.toolcall.difference import Difference, differences
 from looptool_jax.toolcall.matcher import Match, MatchMode, equal_calls, match, names_parameter
 from looptool_jax.toolcall.parser import FailureKind, Lenient, Parsed, ParseFailure, parse, parse_lenient
 from looptool_jax.toolcall.records import Call, Message, Origin, RecordError, Sample, Target, Tool
@@ -11,6 +12,7 @@ __all__ = [
     "ChatError",
     "ChatFormat",
     "ChatTokenizer",
+    "Difference",
     "FailureKind",
     "Lenient",
     "Match",
@@ -25,6 +27,7 @@ __all__ = [
     "Target",
     "Tool",
     "check_call",
+    "differences",
     "equal_calls",
     "get_format",
     "match",

@@ -49,11 +49,11 @@ def test_every_prompt_is_filled_in_one_pass(variant):
     assert text.count('{"type": "function", "function": {"name": "find_route"') == 1
     assert "USER: Bring me to {response_1} in Ulm." in text  # data is never expanded again
     assert 'Response 1:\n{"name": "find_route", "arguments": {"goal": "Ulm"}}' in text
-    assert "Response 2:\nSorry, {tools} and {conversation} do not help." in text
+    shown = (
+        "Response 2:\n" if variant == "full" else 'response: {"name": "find_route", "arguments": {"goal": "Ulm"}} | '
+    )
+    assert f"{shown}Sorry, {{tools}} and {{conversation}} do not help." in text
     assert "<tool_call>" not in text
-
-    verify = verify_messages(variant, SAMPLE)
-    assert '{"name": "find_route", "arguments": {"goal": "Ulm"}}' in verify[1].content
 
     expand = expand_messages(variant, SAMPLE, CALL, "", "The goal is lost.", "persona")
     text = expand[0].content + expand[1].content
@@ -62,14 +62,30 @@ def test_every_prompt_is_filled_in_one_pass(variant):
     assert (prompts.SCENARIOS["persona"] in text) == (variant == "full")
 
 
-@pytest.mark.parametrize("name", ["judge", "verify", "expand", "judge_compact", "verify_compact", "expand_compact"])
+def test_the_verifier_sees_the_label():
+    verify = verify_messages(SAMPLE)
+    assert '{"name": "find_route", "arguments": {"goal": "Ulm"}}' in verify[1].content
+
+
+def test_the_compact_judge_sees_the_differences():
+    other = CALL.replace("Ulm", "Bonn").replace('"goal": "Bonn"', '"goal": "Bonn", "fast": true')
+    text = judge_messages("compact", SAMPLE, CALL, other)[1].content
+    assert text.endswith('Response 2 differs:\ngoal: "Ulm" | "Bonn"\nfast: none | true')
+    assert judge_messages("compact", SAMPLE, CALL, CALL)[1].content.endswith("Response 2 differs:\nnone")
+
+
+@pytest.mark.parametrize("name", ["judge", "verify", "expand", "judge_compact", "expand_compact"])
 def test_prompt_files_hold_known_placeholders_only(name):
     import re
 
     text = files(prompts).joinpath(f"{name}.txt").read_text(encoding="utf-8")
     common = {"tools", "conversation"}
-    own = {"judge": {"response_1", "response_2"}, "verify": {"response"}}
-    expected = common | own.get(name.split("_")[0], {"correct", "wrong", "analysis", "scenario"})
+    own = {
+        "judge": {"response_1", "response_2"},
+        "judge_compact": {"response_1", "differences"},
+        "verify": {"response"},
+    }
+    expected = common | own.get(name, {"correct", "wrong", "analysis", "scenario"})
     assert set(re.findall(r"\{([a-z_0-9]+)\}", text)) == expected
 
 
@@ -77,7 +93,7 @@ def test_unknown_names_are_named():
     with pytest.raises(ValueError, match="complexity, persona, interaction, data"):
         expand_messages("full", SAMPLE, CALL, "", "", "weather")
     with pytest.raises(ValueError, match="full or compact"):
-        verify_messages("tiny", SAMPLE)
+        judge_messages("tiny", SAMPLE, CALL, "")
 
 
 @pytest.mark.parametrize("kind", VerdictKind)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from looptool_jax.loop import nano_examples as examples
-from looptool_jax.loop.nano_mistakes import equivalent_response, wrong_response
+from looptool_jax.loop.nano_mistakes import wrong_response
 from looptool_jax.loop.nano_tokenizer import SCAFFOLDS, SPECIAL, TAGS, build_tokenizer
-from looptool_jax.loop.prompts import parse_expansion, parse_verdict, parse_verification
+from looptool_jax.loop.prompts import parse_expansion, parse_verdict
 from looptool_jax.loop.warmup import NanoConfig, Stage, WarmupConfig, sft_warmup, tokenizer_texts, train_nano
 from looptool_jax.toolcall import Call, ChatTokenizer, Message, Parsed, Sample, Target, Tool, get_format, match, parse
 from looptool_jax.world import generate
@@ -27,59 +27,65 @@ def tokenizer():
     return ChatTokenizer.from_pretrained(NANO / "policy", "qwen3")
 
 
-def test_wrong_responses_are_wrong_and_equivalent_ones_right():
+def test_wrong_responses_are_wrong():
     rng = random.Random(1)
-    found = 0
-    for sample in SAMPLES:
-        wrong, same = wrong_response(sample, rng), equivalent_response(sample, rng)
-        if wrong is not None:
-            found += 1
-            assert not match(wrong, sample.target, sample.tools).ok
-        if same is not None:
-            assert same != examples.written(sample.target)
-            assert match(same, sample.target, sample.tools).ok
-    assert found > 0.9 * len(SAMPLES)
+    found = [(sample, wrong) for sample in SAMPLES if (wrong := wrong_response(sample, rng)) is not None]
+    assert len(found) > 0.9 * len(SAMPLES)
+    assert not any(match(wrong, sample.target, sample.tools).ok for sample, wrong in found)
 
 
 def test_every_task_ends_in_what_its_reader_reads():
-    mix = {"judge": 1.0, "verify": 1.0, "expand": 1.0}
+    mix = {"judge": 1.0, "expand": 1.0}
     made = examples.make(SAMPLES, mix, [], 3)
     assert {example.task for example in made} == set(mix)
     for example in made:
         if example.task == "judge":
             verdict = parse_verdict(example.reply)
-            assert verdict is not None and verdict.analysis.startswith("Expected: ")
-        elif example.task == "verify":
-            assert parse_verification(example.reply) is not None
+            assert verdict is not None and " => " in verdict.analysis
         else:
             new = parse_expansion(example.reply, SAMPLES[0])
             assert not isinstance(new, str), new
             assert isinstance(parse(new.output_text), Parsed)
 
 
-def test_judge_example_names_the_wrong_response():
-    sample = next(s for s in SAMPLES if len(s.target.calls) == 1)
-    right, wrong = examples.written(sample.target), "I will not."
-    first, second = (examples.judge_example(sample, *pair) for pair in ((wrong, right), (right, wrong)))
-    assert first.reply.endswith("Response 1: no call.\n[RESPONSE1_INCORRECT]")
-    assert second.reply.endswith("Response 2: no call.\n[RESPONSE2_INCORRECT]")
-    assert examples.judge_example(sample, right, right).reply.endswith("\n[BOTH_CORRECT]")
-    assert examples.judge_example(sample, wrong, "Never.").reply.endswith("\n[BOTH_INCORRECT]")
+BOOK = Tool("book", "Book.", {"type": "object", "properties": {"city": {"type": "string"}, "day": {"type": "string"}}})
+RIGHT = Target((Call("book", {"city": "Oslo", "day": "Monday"}),))
+BOOKING = Sample("s", (BOOK, Tool("rent")), (Message("user", "Oslo, Monday"),), RIGHT)
+ASKING = Sample(
+    "q", (BOOK,), (Message("user", "Book"),), Target(text="Which city?", intent="clarify", missing=("city",))
+)
 
 
-def test_expectation_stops_where_a_wrong_response_goes_another_way():
-    tool = Tool(
-        "book", "Book.", {"type": "object", "properties": {"city": {"type": "string"}, "day": {"type": "string"}}}
-    )
-    sample = Sample(
-        "s", (tool,), (Message("user", "Oslo, Monday"),), Target((Call("book", {"city": "Oslo", "day": "Monday"}),))
-    )
-    wrong = examples.written(Target((Call("book", {"city": "Rome", "day": "Monday"}),)))
-    short = examples.written(Target((Call("book", {"city": "Oslo"}),)))
-    assert examples.expected(sample).endswith('"day": "Monday"}}')
-    assert examples.expected(sample, wrong) == 'Expected: {"name": "book", "arguments": {"city": "Oslo'
-    assert examples.expected(sample, short) == 'Expected: {"name": "book", "arguments": {"city": "Oslo", "'
-    assert examples.judge_example(sample, wrong, short).reply.endswith("[RESPONSE1_INCORRECT]")  # goes wrong first
+def _call(**arguments):
+    return examples.written(Target((Call("book", arguments),)))
+
+
+@pytest.mark.parametrize(
+    ("sample", "first", "second", "reply"),
+    [
+        (BOOKING, _call(city="Oslo", day="Monday"), _call(city="Rome", day="Monday"),
+         'city: "Oslo" => first\n[RESPONSE2_INCORRECT]'),
+        (BOOKING, _call(city="Oslo"), _call(city="Oslo", day="Monday"), 'day: "Monday" => second\n[RESPONSE1_INCORRECT]'),
+        (BOOKING, _call(city="Bonn", day="Monday"), _call(city="Rome", day="Monday"),
+         'city: "Oslo" => neither\n[BOTH_INCORRECT]'),
+        (BOOKING, _call(city="Bonn", day="Monday"), _call(city="Oslo", day="Friday"),
+         'city: "Oslo" => second\nday: "Monday" => first\n[BOTH_INCORRECT]'),
+        (BOOKING, "I will not.", _call(city="Oslo", day="Monday"), "response: a call => second\n[RESPONSE1_INCORRECT]"),
+        (ASKING, _call(city="Oslo"), "The city, please?", "response: a question about city => second\n[RESPONSE1_INCORRECT]"),
+    ],
+)  # fmt: skip
+def test_judge_names_what_belongs_and_who_has_it(sample, first, second, reply):
+    example = examples.judge_example(sample, first, second)
+    assert example is not None and example.reply == reply
+
+
+def test_a_mistake_that_both_make_cannot_be_judged_by_differences():
+    assert examples.judge_example(BOOKING, _call(city="Rome", day="Monday"), _call(city="Rome", day="Friday")) is None
+
+
+def test_most_pairs_can_be_judged():
+    made = examples.make(SAMPLES, {"judge": 1.0}, [], 4)
+    assert len(made) > 0.9 * len(SAMPLES)
 
 
 def test_tokenizer_is_lossless_and_speaks_the_template(tokenizer):
@@ -132,8 +138,8 @@ _SMALL = {
 @pytest.mark.slow
 def test_training_nano_continues_where_it_stopped(tmp_path):
     stages = (
-        Stage(6, 2, 256, categories=("single",), learning_rate=1e-3),
-        Stage(4, 2, 512, {"answer": 0.4, "judge": 0.6}, verdict_weight=3.0, learning_rate=1e-3),
+        Stage(6, 2, 256, categories={"single": 1.0}, learning_rate=1e-3),
+        Stage(4, 2, 512, {"answer": 0.4, "judge": 0.6}, learning_rate=1e-3),
     )
     cfg = NanoConfig(**_SMALL, stages=stages, policy_stage=1, mistakes_from=1)
     whole: list[dict] = []
@@ -155,19 +161,40 @@ def test_training_nano_continues_where_it_stopped(tmp_path):
         assert one == other
 
 
-def test_sft_warmup_learns_the_targets():
+def test_sft_warmup_learns_the_targets_and_continues_where_it_stopped(tmp_path):
     from looptool_jax.inference.lm import ModelConfig, load_language_model
     from looptool_jax.parallel.mesh import MeshConfig, make_mesh
 
     lm = load_language_model(ModelConfig(str(NANO / "policy")), make_mesh(MeshConfig(), jax.devices()[:1]))
     taught = [_shouting(sample) for sample in SAMPLES if sample.target.is_call][:24]
-    rows: list[dict] = []
-    after = sft_warmup(lm, taught, WarmupConfig(epochs=4, rows=2, length=512, learning_rate=1e-3), rows.append)
-    losses = [row["loss"] for row in rows if "loss" in row]
+    cfg = WarmupConfig(epochs=4, rows=2, length=512, learning_rate=1e-3, checkpoint_every=3)
+    after, losses = sft_warmup(lm, taught, cfg, str(tmp_path / "whole"), lambda row: None)
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
     assert not np.array_equal(after.params["embedding"], lm.params["embedding"])
-    with pytest.raises(ValueError, match="fewer than the 64 of a batch"):
-        sft_warmup(lm, taught[:2], WarmupConfig(rows=64, length=512), rows.append)
+
+    class Stop(Exception):
+        pass
+
+    def stop_late(row):
+        if row.get("step") == 7:
+            raise Stop
+
+    with pytest.raises(Stop):
+        sft_warmup(lm, taught, cfg, str(tmp_path / "cut"), stop_late)
+    rows: list[dict] = []
+    again, same_losses = sft_warmup(lm, taught, cfg, str(tmp_path / "cut"), rows.append)
+    assert rows[0]["done"] == 6
+    assert same_losses == losses and np.array_equal(again.params["embedding"], after.params["embedding"])
+
+
+def test_too_few_samples_for_a_batch_are_refused(tmp_path):
+    from looptool_jax.data.store import DataError
+    from looptool_jax.inference.lm import ModelConfig, load_language_model
+    from looptool_jax.parallel.mesh import MeshConfig, make_mesh
+
+    lm = load_language_model(ModelConfig(str(NANO / "policy")), make_mesh(MeshConfig(), jax.devices()[:1]))
+    with pytest.raises(DataError, match="fewer than the 64 of a batch"):
+        sft_warmup(lm, SAMPLES[:2], WarmupConfig(rows=64, length=512), str(tmp_path), lambda row: None)
 
 
 def _shouting(sample):

@@ -1,6 +1,6 @@
 """Prompts of the judge, the generator and the verifier, and the readers of what they answer (paper, App. G).
 
-Every prompt exists in two variants: `full`, for models that follow instructions, and `compact`, the short form the
+Judge and generator have two variants: `full`, for models that follow instructions, and `compact`, the short form the
 embedded model was trained on. A prompt is a text file with a [system] and a [user] section; `{placeholders}` are
 filled in one pass, so text that comes from data is never expanded again.
 """
@@ -17,7 +17,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
-from looptool_jax.toolcall import Call, Message, ParseFailure, Sample, Target, Tool, parse
+from looptool_jax.toolcall import Call, Message, ParseFailure, Sample, Target, Tool, differences, parse
 
 Variant = Literal["full", "compact"]
 
@@ -63,13 +63,24 @@ class Expansion:
 
 
 def judge_messages(variant: Variant, sample: Sample, response_1: str, response_2: str) -> list[Message]:
-    """The comparison of two responses, each as an assistant writes it, in the order given (section 4.3)."""
-    return _fill("judge", variant, sample, response_1=response_text(response_1), response_2=response_text(response_2))
+    """The comparison of two responses, each as an assistant writes it, in the order given (section 4.3).
+
+    The compact prompt shows the first response and where the second differs from it.
+    """
+    places = differences(response_1, response_2, sample.tools)
+    return _fill(
+        "judge",
+        variant,
+        sample,
+        response_1=response_text(response_1),
+        response_2=response_text(response_2),
+        differences="\n".join(f"{here.place}: {here.first} | {here.second}" for here in places) or "none",
+    )
 
 
-def verify_messages(variant: Variant, sample: Sample) -> list[Message]:
+def verify_messages(sample: Sample) -> list[Message]:
     """The check of one sample's own target (second tier of the verification, section 3.2)."""
-    return _fill("verify", variant, sample, response=response_text(sample.target))
+    return _fill("verify", "full", sample, response=response_text(sample.target))
 
 
 def expand_messages(
@@ -157,7 +168,7 @@ def conversation_text(messages: Sequence[Message]) -> str:
 def prompt_hash(variant: Variant) -> str:
     """SHA-256 over the prompt files of a variant and its scenario texts: what a trained judge was trained on."""
     digest = hashlib.sha256()
-    for name in ("judge", "verify", "expand"):
+    for name in ("judge", "expand", *(("verify",) if variant == "full" else ())):
         digest.update("\0".join(_sections(name, variant)).encode())
     digest.update(json.dumps(list(SCENARIOS) if variant == "compact" else SCENARIOS).encode())
     return digest.hexdigest()
