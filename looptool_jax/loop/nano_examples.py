@@ -87,7 +87,7 @@ def findings(sample: Sample, first: str, second: str) -> list[str]:
             keys = (_key(here.place, here.first), _key(here.place, here.second))
             right = [key not in mistakes for key, mistakes in zip(keys, wrong, strict=True)]
             belongs = here.first if right[0] else here.second if right[1] else wrong[0][keys[0]]
-        choice = {(True, True): "both", (True, False): "first", (False, True): "second"}.get(tuple(right), "neither")
+        choice = ("both" if right[1] else "first") if right[0] else "second" if right[1] else "neither"
         lines.append(f"{here.place}: {belongs} => {choice}")
     return lines
 

@@ -73,7 +73,7 @@ _EASY = {
     "missing_parameter": 0.03,
     "irrelevant": 0.025,
 }
-"""What the policy sees: of the harder categories a few, so that it can do them now and then and the loop can raise it."""
+"""What the policy sees: few of the harder categories, so that it can do them now and then: the loop's headroom."""
 
 _MIX = {"answer": 0.45, "judge": 0.3, "expand": 0.25}
 

@@ -65,13 +65,15 @@ def _call(**arguments):
     [
         (BOOKING, _call(city="Oslo", day="Monday"), _call(city="Rome", day="Monday"),
          'city: "Oslo" => first\n[RESPONSE2_INCORRECT]'),
-        (BOOKING, _call(city="Oslo"), _call(city="Oslo", day="Monday"), 'day: "Monday" => second\n[RESPONSE1_INCORRECT]'),
+        (BOOKING, _call(city="Oslo"), _call(city="Oslo", day="Monday"),
+         'day: "Monday" => second\n[RESPONSE1_INCORRECT]'),
         (BOOKING, _call(city="Bonn", day="Monday"), _call(city="Rome", day="Monday"),
          'city: "Oslo" => neither\n[BOTH_INCORRECT]'),
         (BOOKING, _call(city="Bonn", day="Monday"), _call(city="Oslo", day="Friday"),
          'city: "Oslo" => second\nday: "Monday" => first\n[BOTH_INCORRECT]'),
         (BOOKING, "I will not.", _call(city="Oslo", day="Monday"), "response: a call => second\n[RESPONSE1_INCORRECT]"),
-        (ASKING, _call(city="Oslo"), "The city, please?", "response: a question about city => second\n[RESPONSE1_INCORRECT]"),
+        (ASKING, _call(city="Oslo"), "The city, please?",
+         "response: a question about city => second\n[RESPONSE1_INCORRECT]"),
     ],
 )  # fmt: skip
 def test_judge_names_what_belongs_and_who_has_it(sample, first, second, reply):
