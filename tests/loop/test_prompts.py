@@ -19,7 +19,6 @@ from looptool_jax.loop.prompts import (
     parse_expansion,
     parse_verdict,
     parse_verification,
-    prompt_hash,
     response_text,
     tools_text,
     verify_messages,
@@ -201,11 +200,6 @@ def test_tools_are_shown_as_the_chat_template_shows_them():
 
     rendered = get_format("qwen3").render(SAMPLE.messages, SAMPLE.tools, thinking=False)
     assert "<tools>\n" + tools_text(SAMPLE.tools) + "\n</tools>" in rendered
-
-
-def test_hash_is_of_one_variant():
-    assert prompt_hash("full") != prompt_hash("compact")
-    assert len(prompt_hash("compact")) == 64
 
 
 _line = st.text(st.characters(blacklist_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=20).filter(

@@ -7,7 +7,6 @@ filled in one pass, so text that comes from data is never expanded again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -163,15 +162,6 @@ def tools_text(tools: Sequence[Tool]) -> str:
 def conversation_text(messages: Sequence[Message]) -> str:
     """The messages, each behind its role in capitals at the beginning of a line."""
     return "\n".join(f"{message.role.upper()}: {_shown(message.content, message.calls)}" for message in messages)
-
-
-def prompt_hash(variant: Variant) -> str:
-    """SHA-256 over the prompt files of a variant and its scenario texts: what a trained judge was trained on."""
-    digest = hashlib.sha256()
-    for name in ("judge", "expand", *(("verify",) if variant == "full" else ())):
-        digest.update("\0".join(_sections(name, variant)).encode())
-    digest.update(json.dumps(list(SCENARIOS) if variant == "compact" else SCENARIOS).encode())
-    return digest.hexdigest()
 
 
 @cache
