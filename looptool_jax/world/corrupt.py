@@ -9,10 +9,10 @@ from typing import Any
 from looptool_jax.toolcall.matcher import match
 from looptool_jax.toolcall.parser import Parsed
 from looptool_jax.toolcall.records import Call, Message, Target, Tool
-from looptool_jax.world import wording
+from looptool_jax.world import foreign, wording
 from looptool_jax.world.errors import WorldError
 from looptool_jax.world.reading import asks_for, stated, user_text
-from looptool_jax.world.tools import WorldTool, recognise
+from looptool_jax.world.tools import WorldTool, is_of_world, recognise
 from looptool_jax.world.trees import Parameter
 from looptool_jax.world.values import draw
 
@@ -46,8 +46,15 @@ def corrupt(
     """A wrong answer, its kind, and at most twelve words on what is wrong.
 
     kind: one of KINDS; None tries the kinds that fit the target in random order. The answer is always one that the
-    strict matcher rejects. Raises WorldError where the kind does not fit, or where a tool is not of this world.
+    strict matcher rejects. Tools that are not of this world: `foreign`, any kind. Raises WorldError where the kind
+    does not fit, or no wrong answer is found.
     """
+    if not all(is_of_world(tool) for tool in tools):
+        for _ in range(_TRIES**2):
+            made = foreign.wrong_target(target, tools, messages, rng)
+            if made and not match(Parsed(made[0].calls, made[0].text, ""), target, tools).ok:
+                return made
+        raise WorldError("corrupt: no wrong answer was found for this sample")
     fitting = _OF_CALLS if target.is_call else _OF_TEXTS
     if kind is not None and kind not in fitting:
         raise WorldError(f"corrupt: kind {kind!r} does not fit this target; fitting are {', '.join(fitting)}")

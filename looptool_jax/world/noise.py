@@ -31,19 +31,25 @@ class Truth:
 def inject(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Truth]]:
     """Corrupt exactly round(share · n) labels. Returns all samples in their order and one Truth per corrupted label.
 
-    Which samples and how is fixed by the seed and the sample ids. No stage but evaluation may read the truth.
-    Raises WorldError if share is not between 0 and 1, or a tool of a drawn sample is not of this world.
+    Which samples and how is fixed by the seed and the sample ids; one whose label cannot be made wrong (a text, and no
+    tool to call instead) makes way for the next. No stage but evaluation may read the truth.
+    Raises WorldError if share is not between 0 and 1, or fewer labels can be made wrong.
     """
     if not 0 <= share <= 1:
         raise WorldError(f"noise: the share must lie between 0 and 1, found {share}")
-    drawn = set(Random(f"noise/{seed}").sample(range(len(samples)), round(share * len(samples))))
-    noisy: list[Sample] = []
-    truth: list[Truth] = []
-    for index, sample in enumerate(samples):
-        if index in drawn:
-            rng = Random(f"noise/{seed}/{sample.id}")
-            wrong, kind, _ = corrupt(sample.target, sample.tools, sample.messages, rng)
-            truth.append(Truth(sample.id, kind, sample.target))
-            sample = replace(sample, target=wrong)
-        noisy.append(sample)
-    return noisy, truth
+    wanted = round(share * len(samples))
+    noisy = list(samples)
+    truth: dict[int, Truth] = {}
+    for index in Random(f"noise/{seed}").sample(range(len(samples)), len(samples)):
+        if len(truth) == wanted:
+            break
+        sample = samples[index]
+        try:
+            wrong, kind, _ = corrupt(sample.target, sample.tools, sample.messages, Random(f"noise/{seed}/{sample.id}"))
+        except WorldError:
+            continue
+        truth[index] = Truth(sample.id, kind, sample.target)
+        noisy[index] = replace(sample, target=wrong)
+    if len(truth) < wanted:
+        raise WorldError(f"noise: only {len(truth)} of {len(samples)} labels can be made wrong, {wanted} are wanted")
+    return noisy, [truth[index] for index in sorted(truth)]

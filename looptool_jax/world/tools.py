@@ -161,3 +161,12 @@ def recognise(tool: Tool) -> WorldTool:
     if unknown:
         raise WorldError(f"{tool.name}: the world knows no parameter {unknown[0]} of this tool")
     return WorldTool(tool, leaf, {name: known[squash(name)] for name in tool.properties})
+
+
+def is_of_world(tool: Tool) -> bool:
+    """Whether `recognise` knows the tool."""
+    try:
+        recognise(tool)
+    except WorldError:
+        return False
+    return True

@@ -1,11 +1,13 @@
 """Wrong labels are wrong, counted exactly, and their truth is kept."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from looptool_jax.toolcall.matcher import match
 from looptool_jax.toolcall.parser import Parsed
+from looptool_jax.toolcall.records import Call, Message, Sample, Target, Tool
 from looptool_jax.world import Truth, WorldError, corrupt, generate, inject
 from looptool_jax.world.corrupt import KINDS
 
@@ -70,3 +72,33 @@ def test_a_kind_can_be_asked_for(samples):
     single = next(sample for sample in samples if sample.category == "single")
     with pytest.raises(WorldError, match="wrong_tool"):
         corrupt(single.target, single.tools, single.messages, rng, "wrong_tool")
+
+
+FOREIGN = Sample(
+    "f1",
+    (
+        Tool("zap", "", {"type": "object", "properties": {"who": {"type": "string"}, "mode": {"enum": ["on", "off"]}}}),
+        Tool("zip", "", {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}),
+    ),
+    (Message("user", "Please zap Bob twice, mode on"),),
+    Target((Call("zap", {"who": "Bob", "mode": "on"}), Call("zap", {"who": "Bob", "mode": "on"}))),
+)
+
+
+def test_labels_of_foreign_tools_become_wrong_too():
+    rng, kinds = random.Random(0), set()
+    for sample in (FOREIGN, replace(FOREIGN, target=Target(text="Which mode?", intent="clarify", missing=("mode",)))):
+        for _ in range(200):
+            wrong, kind, detail = corrupt(sample.target, sample.tools, sample.messages, rng)
+            assert not right(wrong, sample) and detail
+            kinds.add(kind)
+    assert kinds == set(KINDS) - {"wrong_type", "extra_argument", "wrong_text"}
+
+
+def test_a_label_that_cannot_be_wrong_makes_way_for_another():
+    chat = Sample("c", (), (Message("user", "Hi"),), Target(text="Hello.", intent="answer"))
+    samples = [replace(chat, id=f"c{i}") for i in range(5)] + [replace(FOREIGN, id=f"f{i}") for i in range(5)]
+    _, truth = inject(samples, 0.5, 0)
+    assert sorted(row.sample_id for row in truth) == [f"f{i}" for i in range(5)]
+    with pytest.raises(WorldError, match="only 5 of 10 labels can be made wrong, 6 are wanted"):
+        inject(samples, 0.6, 0)
