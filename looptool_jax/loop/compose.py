@@ -88,12 +88,11 @@ def part_sizes(size: int, round_: int, cfg: ComposeConfig) -> dict[str, int]:
     return sizes
 
 
-def select_error_seeds(errors: Sequence[Sample], size: int, seed: int, round_: int, cfg: ComposeConfig) -> list[Sample]:
-    """The error seeds that enter D_{round_+1}, at most their part of it, in a random order keyed by the round.
-
-    The same selection decides which seeds are expanded, so nothing is expanded that the round cannot use.
-    """
-    return _shuffled(errors, "errors", seed, round_)[: part_sizes(size, round_, cfg)["error"]]
+def seeds_to_expand(errors: Sequence[Sample], size: int, seed: int, round_: int, cfg: ComposeConfig) -> list[Sample]:
+    """The error seeds to expand: as many as D_{round_+1} takes, of those whose label is a call (no others are
+    expanded), in the order in which the composition takes them."""
+    calls = [sample for sample in _shuffled(errors, "errors", seed, round_) if sample.target.is_call]
+    return calls[: part_sizes(size, round_, cfg)["error"]]
 
 
 def compose(

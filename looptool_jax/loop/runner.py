@@ -216,7 +216,7 @@ class Runner:
         use = cfg.expand.enabled and cfg.compose.expanded_part == "expand"
         errors = {item.sample.id: item for item in self._errors(round_)}
         samples = [item.sample for item in errors.values()]
-        chosen = composition.select_error_seeds(samples, cfg.data.round_size, cfg.seed, round_, cfg.compose)
+        chosen = composition.seeds_to_expand(samples, cfg.data.round_size, cfg.seed, round_, cfg.compose)
         generator = self.pool.lend(cfg.generator_model or cfg.judge_model) if use else None
         verifier = self.pool.lend(cfg.judge_model) if use and cfg.expand.verify != "off" else None
         return expand(

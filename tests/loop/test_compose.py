@@ -1,5 +1,7 @@
 """Composition of D_{j+1}: sizes, the paper's table, fillers, ablations."""
 
+from dataclasses import replace
+
 import pytest
 
 from looptool_jax.loop.compose import (
@@ -9,7 +11,7 @@ from looptool_jax.loop.compose import (
     compose,
     compose_static,
     part_sizes,
-    select_error_seeds,
+    seeds_to_expand,
 )
 from looptool_jax.toolcall import Call, Message, Origin, Sample, Target, Tool
 
@@ -103,10 +105,17 @@ def test_ablations_of_the_expanded_part(policy, kinds):
 
 def test_expansion_and_composition_choose_the_same_error_seeds():
     errors = many("e", 300, kind="error", round=2)
-    chosen = select_error_seeds(errors, 1000, 3, 1, ComposeConfig())
+    chosen = seeds_to_expand(errors, 1000, 3, 1, ComposeConfig())
     result = compose(errors, [], mastered(900), [], 1000, 3, 1, ComposeConfig())
     assert {item.id for item in chosen} == {item.id for item in result.samples if item.origin.kind == "error"}
-    assert chosen != select_error_seeds(errors, 1000, 4, 1, ComposeConfig())
+    assert chosen != seeds_to_expand(errors, 1000, 4, 1, ComposeConfig())
+
+
+def test_only_calls_are_expanded_and_texts_take_no_place_from_them():
+    errors = many("e", 300, kind="error", round=2)
+    texts = [replace(item, id=f"t{i}", target=Target(text="No.", intent="refuse")) for i, item in enumerate(errors)]
+    chosen = seeds_to_expand(texts + errors, 1000, 3, 1, ComposeConfig())
+    assert len(chosen) == part_sizes(1000, 1, ComposeConfig())["error"] and all(s.target.is_call for s in chosen)
 
 
 def test_order_of_arrival_of_mastered_samples_does_not_matter_for_top():
