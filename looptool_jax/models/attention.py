@@ -42,12 +42,14 @@ def attend(
 ) -> Float[Array, "prompts group queries heads head_dim"]:
     """Softmax attention (float32, scale head_dim^-0.5) over the union of all blocks; result in the dtype of `q`.
 
-    Every query must see at least one key in some block. At most `QUERIES_AT_ONCE` queries of a prompt are computed at a
-    time where the number of queries is a multiple of 64, so that memory does not grow with queries x keys.
+    Every query must see at least one key in some block. Where a prompt has more than `QUERIES_AT_ONCE` queries (its
+    group counted in), about that many are computed at a time, so that memory does not grow with queries x keys. The
+    number of queries is cut into multiples of 64; one that is no multiple of 64 stays whole.
     """
+    blocks = list(blocks)
     n, g, t, heads, h = q.shape
-    size = math.gcd(t, max(1, QUERIES_AT_ONCE // g))
-    if size == t or size < 64:
+    size = math.gcd(t, 64 * max(1, QUERIES_AT_ONCE // (64 * g)))
+    if g * t <= QUERIES_AT_ONCE or size < 64 or size == t:
         return _attend(q, blocks)
 
     def chunk(inputs: tuple[Array, Array]) -> Array:
@@ -64,18 +66,18 @@ def attend(
 
 
 @jax.custom_vjp
-def _attend(q: Array, blocks: Sequence[Block]) -> Array:
+def _attend(q: Array, blocks: list[Block]) -> Array:
     return _forward(q, blocks)[0]
 
 
-def _forward(q: Array, blocks: Sequence[Block]) -> tuple[Array, tuple]:
+def _forward(q: Array, blocks: list[Block]) -> tuple[Array, tuple]:
     q_ngtkqh = _grouped(q, blocks)
     part = functools.reduce(_merge, [_attend_block(q_ngtkqh, block) for block in blocks])
     out = (part.out / part.total[..., None]).astype(q.dtype).reshape(q.shape)
     return out, (q, blocks, out, jnp.log(part.total) + part.top)
 
 
-def _backward(saved: tuple, d_out: Array) -> tuple[Array, Sequence[Block]]:
+def _backward(saved: tuple, d_out: Array) -> tuple[Array, list[Block]]:
     q, blocks, out, lse = saved
     q_ngtkqh, g_ngtkqh = _grouped(q, blocks), d_out.reshape(*lse.shape, -1)
     delta = jnp.sum((d_out.astype(jnp.float32) * out.astype(jnp.float32)).reshape(g_ngtkqh.shape), axis=-1)
@@ -134,7 +136,7 @@ def _scores(q_btkqh: Array, k_bskh: Array, mask_bts: Array) -> Array:
     return jnp.where(mask_bts[:, None, :, None, :], s_bktqs, masked)
 
 
-def _grouped(q: Array, blocks: Sequence[Block]) -> Array:
+def _grouped(q: Array, blocks: list[Block]) -> Array:
     """Scaled queries with the query heads of one key-value head as an axis."""
     n, g, t, heads, h = q.shape
     kv_heads = blocks[0].k.shape[-2]
