@@ -179,7 +179,7 @@ def save_pretrained(
             _replace(out / name, partial(save_file, tensors, metadata={"format": "pt"}))
     if not writer:
         return
-    (out / _INDEX).unlink(missing_ok=True)
+    (out / (_INDEX if len(shards) == 1 else _WEIGHTS)).unlink(missing_ok=True)  # of an earlier export
     if len(shards) > 1:
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
         _write_json(out / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -90,6 +90,10 @@ def test_saving_again_replaces_shards_and_copies_the_tokenizer(tmp_path, monkeyp
     hf.save_pretrained(later, QWEN3, out, tokenizer_dir=source)
     hf.save_pretrained(later, QWEN3, out, tokenizer_dir=out)
     assert_same(hf.load_params(out, QWEN3), later)
+    with monkeypatch.context() as patch:
+        patch.setattr(hf, "SHARD_BYTES", 20_000)
+        hf.save_pretrained(params, QWEN3, out)
+    assert_same(hf.load_params(out, QWEN3), params)
     assert (out / "tokenizer.json").read_text() == '{"name": "tokenizer.json"}'
     names = {path.name for path in out.iterdir()}
     assert {"tokenizer_config.json", "generation_config.json"} < names and "notes.txt" not in names
