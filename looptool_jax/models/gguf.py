@@ -68,17 +68,6 @@ def load_gguf(path: str | Path, dtype: DTypeLike = jnp.float32) -> GgufModel:
         return GgufModel(cfg, assemble(cfg, _tensor_reader(cfg, tensors), dtype), tokenizer)
 
 
-def read_tokenizer(path: str | Path) -> GgufTokenizer:
-    """Reads only the tokenizer of a GGUF file.
-
-    Raises:
-        ModelError: not a readable GGUF file, or an unsupported tokenizer.
-    """
-    meta, _ = _read(path)
-    with _named(path):
-        return _tokenizer(meta)
-
-
 def export_gguf(path: str | Path, out_dir: str | Path, dtype: DTypeLike = jnp.float32) -> DecoderConfig:
     """Converts a GGUF file to a Hugging Face folder: config, safetensors in `dtype`, tokenizer and chat template.
 
@@ -176,7 +165,10 @@ def _tensor_reader(cfg: DecoderConfig, tensors: dict[str, Any]) -> Callable[[Ent
         if name not in tensors:
             raise ModelError(f"tensor {name} is missing")
         tensor = tensors[name]
-        array = dequantize(tensor.data, tensor.tensor_type)
+        try:
+            array = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            raise ModelError(f"tensor {name}: quantisation {tensor.tensor_type.name} is not supported") from None
         if array.shape != entry.shape:
             raise ModelError(f"tensor {name} has shape {array.shape}, the metadata ask for {entry.shape}")
         return _half_split(array, cfg.head_dim) if entry.name in ("q", "k") else array
