@@ -7,6 +7,7 @@ returns a JSON object; what goes wrong is reported as {"error": ...}, never rais
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from random import Random
@@ -148,7 +149,13 @@ def _act(world: World, leaf: Leaf, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compute(world: World, leaf: Leaf, arguments: dict[str, Any]) -> dict[str, Any]:
-    return {"result": round(FORMULAS[leaf.formula](arguments, _random(world, leaf, arguments)), 2)}
+    try:
+        result = round(FORMULAS[leaf.formula](arguments, _random(world, leaf, arguments)), 2)
+        if not math.isfinite(result):
+            raise OverflowError("the result is too large")
+    except (ArithmeticError, ValueError) as error:
+        return {"error": f"cannot be computed: {error}"}
+    return {"result": result}
 
 
 _EFFECTS: dict[str, Callable[[World, Leaf, dict[str, Any]], dict[str, Any]]] = {
@@ -176,6 +183,13 @@ def _mean(a: dict[str, Any], rng: Random) -> float:
     return sum(values) / len(values)
 
 
+def _dice(a: dict[str, Any], rng: Random) -> float:
+    count = a.get("dice", 1)
+    if count > 1000:
+        raise ValueError("more than 1000 dice")
+    return sum(rng.randint(1, a.get("sides", 6)) for _ in range(count))
+
+
 FORMULAS: dict[str, Callable[[dict[str, Any], Random], float]] = {
     "convert": lambda a, rng: a["sum"] * rng.uniform(0.2, 5),
     "loan": _loan,
@@ -189,13 +203,13 @@ FORMULAS: dict[str, Callable[[dict[str, Any], Random], float]] = {
     "weight": lambda a, rng: a["value"] * _GRAMS[a["from_unit"]] / _GRAMS[a["into_unit"]],
     "temperature": _temperature,
     "mean": _mean,
-    "dice": lambda a, rng: sum(rng.randint(1, a.get("sides", 6)) for _ in range(a.get("dice", 1))),
+    "dice": _dice,
 }
 
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

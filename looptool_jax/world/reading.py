@@ -127,9 +127,13 @@ def _typed(parameter: Parameter, text: str) -> Any:
 
 
 def _scalar(kind: str, text: str) -> Any:
+    """The value a text stands for; the text itself where a number is due and it is none."""
     if KINDS[kind].type not in _NUMBERS:
         return text
-    return float(text) if "." in text else int(text)
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        return text
 
 
 def occurs(value: Any, text: str) -> bool:

@@ -82,7 +82,7 @@ def _has_default(parameter: Parameter) -> bool:
 
 
 def _default(parameter: Parameter) -> Any:
-    """False, the first value of an enum, or one (a number that no request draws)."""
+    """False, the first value of an enum, or one."""
     if parameter.shape == "boolean":
         return False
     if parameter.shape == "enum":

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 from looptool_jax.toolcall import Call, Message
 from looptool_jax.world import generate, validate
+from looptool_jax.world.reading import stated
+from looptool_jax.world.tools import VARIANTS, world_tool
 
 
 def test_an_undeclared_argument_in_the_history_is_no_crash():
@@ -14,4 +16,9 @@ def test_an_undeclared_argument_in_the_history_is_no_crash():
     )
     assert isinstance(messages[0], Message)
     assert validate(sample) == []
-    assert validate(replace(sample, messages=messages)) is not None
+    assert isinstance(validate(replace(sample, messages=messages)), list)
+
+
+def test_words_where_numbers_are_due_are_no_crash():
+    tool = next(tool for i in range(VARIANTS) if "nights" in (tool := world_tool("book_hotel", i)).parameters)
+    assert stated(tool, "nights", "Do it for each nights: 3, many and 5.") == [3, "many", 5]

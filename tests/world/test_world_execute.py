@@ -87,6 +87,28 @@ def test_formulas():
     assert FORMULAS["percent"]({"part": 20, "whole": 300}, random.Random()) == 60
 
 
+@pytest.mark.parametrize(
+    ("leaf", "values"),
+    [
+        ("loan_payment", {"principal": 100, "rate": 0, "months": 0}),
+        ("loan_payment", {"principal": 10**400, "rate": 1, "months": 12}),
+        ("loan_payment", {"principal": 100, "rate": -5, "months": 10**7}),
+        ("calculate_bmi", {"body_weight": 70, "height": 0}),
+        ("number_mean", {"numbers": []}),
+        ("number_mean", {"numbers": [1e308, 1e308]}),
+        ("roll_dice", {"dice": 10**12}),
+        ("roll_dice", {"dice": 2, "sides": 0}),
+        ("roll_dice", {"dice": 2, "sides": 10**400}),
+    ],
+)
+def test_what_cannot_be_computed_is_an_error_and_no_crash(leaf, values):
+    """Calls that models wrote are executed, too: well-typed, but no draw of the world's own."""
+    tools = (world_tool(leaf, number) for number in range(VARIANTS))
+    tool = next(tool for tool in tools if set(values) <= {p.key for p in tool.parameters.values()})
+    names = {parameter.key: name for name, parameter in tool.parameters.items()}
+    assert "cannot be computed" in execute(World("s", [tool]), call((tool, names), **values))["error"]
+
+
 def test_every_leaf_executes():
     rng = random.Random(0)
     for leaf in leaves():
