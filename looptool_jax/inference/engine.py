@@ -87,7 +87,8 @@ class DecoderEngine(engine_api.Engine):
         dtype: of weights and caches.
 
     Raises:
-        EngineError: a size is not positive, or there is no end token.
+        EngineError: a size is not positive, there is no end token, the model has too few positions, or top_k or top_p
+            restrict to nothing.
         ShardingError: slots, heads or features do not divide by the mesh.
     """
 
@@ -120,6 +121,13 @@ class DecoderEngine(engine_api.Engine):
                 raise EngineError(f"engine: {name} is {size}; it must be at least 1")
         if not eos_ids:
             raise EngineError("engine: eos_ids is empty; without an end token no answer ends before its limit")
+        if prompt_len + answer_len > cfg.max_position_embeddings:
+            raise EngineError(
+                f"engine: {prompt_len} prompt and {answer_len} answer tokens are more than the "
+                f"{cfg.max_position_embeddings} positions of the model"
+            )
+        if top_k < 0 or not 0 < top_p <= 1:
+            raise EngineError(f"engine: top_k is {top_k} and top_p {top_p}; they must be 0 or more, and in (0, 1]")
         self.cfg, self.slots, self.group, self.prompt_len, self.answer_len = cfg, slots, group, prompt_len, answer_len
         self.eos_ids, self.pad_id = tuple(eos_ids), pad_id
         self.steps_per_sync, self.prefill_batch = steps_per_sync, prefill_batch

@@ -115,6 +115,11 @@ def test_bad_sizes_are_refused(make_engine):
         make_engine(slots=0)
     with pytest.raises(EngineError, match="eos_ids is empty"):
         make_engine(eos_ids=())
+    with pytest.raises(EngineError, match="32760 prompt and 12 answer tokens are more than the 32768 positions"):
+        make_engine(prompt_len=32760)
+    for limits in ({"top_p": 0.0}, {"top_p": 1.5}, {"top_p": float("nan")}, {"top_k": -1}):
+        with pytest.raises(EngineError, match=r"top_k is .* and top_p .*; they must be"):
+            make_engine(**limits)
     with pytest.raises(ShardingError, match="slots of 3 rows"):
         make_engine(mesh=make_mesh(MeshConfig(4, 1, 2)))
 
