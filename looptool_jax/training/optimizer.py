@@ -14,6 +14,10 @@ from optax.contrib import MuonDimensionNumbers, muon
 from looptool_jax.parallel.rules import replicated
 
 
+class OptimizerError(ValueError):
+    """An optimiser that cannot be built; the message names the setting and what it may be."""
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
     """Defaults: the paper's run (verl's AdamW, constant rate, no warm-up, gradient clip 1.0)."""
@@ -22,7 +26,7 @@ class OptimizerConfig:
     learning_rate: float = 1e-6
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0  # linear, from zero
-    total_steps: int = 0  # cosine only: where the rate reaches zero
+    total_steps: int = 0  # cosine only: where the rate reaches zero; 0 is for the caller to replace by its own number
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -31,11 +35,11 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.name not in ("adamw", "muon"):
-            raise ValueError(f"optimizer.name is {self.name!r}: use 'adamw' or 'muon'")
+            raise OptimizerError(f"optimizer.name is {self.name!r}: use 'adamw' or 'muon'")
         if self.schedule not in ("constant", "cosine"):
-            raise ValueError(f"optimizer.schedule is {self.schedule!r}: use 'constant' or 'cosine'")
-        if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
-            raise ValueError(
+            raise OptimizerError(f"optimizer.schedule is {self.schedule!r}: use 'constant' or 'cosine'")
+        if self.schedule == "cosine" and self.total_steps and self.total_steps <= self.warmup_steps:
+            raise OptimizerError(
                 f"optimizer.total_steps is {self.total_steps}: a cosine schedule needs more steps than its "
                 f"{self.warmup_steps} warm-up steps"
             )
@@ -50,8 +54,10 @@ class TrainState(NamedTuple):
 
 
 def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:
-    """Learning rate as a function of the number of updates already done."""
+    """Learning rate as a function of the number of updates already done. Raises OptimizerError: no `total_steps`."""
     if cfg.schedule == "cosine":
+        if not cfg.total_steps:
+            raise OptimizerError("optimizer.total_steps is 0: a cosine schedule needs the step where it reaches zero")
         return optax.warmup_cosine_decay_schedule(
             0.0 if cfg.warmup_steps else cfg.learning_rate, cfg.learning_rate, cfg.warmup_steps, cfg.total_steps
         )

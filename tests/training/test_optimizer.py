@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from looptool_jax.parallel.mesh import MeshConfig, make_mesh
 from looptool_jax.parallel.rules import param_shardings
 from looptool_jax.training.optimizer import (
     OptimizerConfig,
+    OptimizerError,
     abstract_state,
     apply_gradients,
     init_state,
@@ -123,5 +126,14 @@ def test_schedules():
     ],
 )
 def test_bad_configurations(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(OptimizerError, match=message):
         OptimizerConfig(**options)
+
+
+def test_the_number_of_steps_of_a_cosine_schedule_may_come_later():
+    cfg = OptimizerConfig(schedule="cosine", warmup_steps=5)
+    with pytest.raises(OptimizerError, match="total_steps is 0"):
+        learning_rate(cfg)
+    assert float(learning_rate(replace(cfg, total_steps=9))(9)) == 0
+    with pytest.raises(OptimizerError, match="needs more steps than its 5 warm-up steps"):
+        replace(cfg, total_steps=4)
