@@ -59,6 +59,8 @@ class GrpoConfig:
             raise ValueError(f"grpo.loss_agg is {self.loss_agg!r}: use 'token-mean' or 'seq-mean-token-mean'")
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"grpo.compute_dtype is {self.compute_dtype!r}: use 'float32' or 'bfloat16'")
+        if self.micro_batches < 1 or self.logprob_chunk < 1:
+            raise ValueError("grpo.micro_batches and grpo.logprob_chunk must be at least 1")
         if self.ratio == "sequence" and self.loss_agg == "token-mean":
             raise ValueError(
                 "grpo.ratio='sequence' has one term per answer, not per token: set grpo.loss_agg='seq-mean-token-mean'"
@@ -76,24 +78,19 @@ class GrpoBatch(NamedTuple):
     old_logprobs: Float[AnyArray, "n group time"] | None = None  # None: the policy that is being updated (ratio 1)
 
 
-class Advantages(NamedTuple):
-    values: Float[np.ndarray, "n group"]  # float32
-    zero_variance: int  # groups whose rewards are all equal: nothing is learnt from them
+def group_advantages(rewards: Float[np.ndarray, "n group"]) -> Float[np.ndarray, "n group"]:
+    """A_i = (r_i - mean) / (std + 1e-6) within each group, with the unbiased standard deviation; float32.
 
-
-def group_advantages(rewards: Float[np.ndarray, "n group"]) -> Advantages:
-    """A_i = (r_i - mean) / (std + 1e-6) within each group, with the unbiased standard deviation.
-
-    A group whose rewards are all equal has A = 0 exactly (so has a group of one).
+    A group whose rewards are all equal has A = 0 exactly (so has a group of one): nothing is learnt from it.
     """
     rewards = np.asarray(rewards, np.float64)
-    flat = rewards.max(axis=1) == rewards.min(axis=1)
-    values = np.zeros_like(rewards)
-    varied = rewards[~flat]
-    if len(varied):
-        centred = varied - varied.mean(axis=1, keepdims=True)
-        values[~flat] = centred / (varied.std(axis=1, ddof=1, keepdims=True) + 1e-6)
-    return Advantages(values.astype(np.float32), int(flat.sum()))
+    varied = rewards.max(axis=1) > rewards.min(axis=1)
+    advantages = np.zeros(rewards.shape, np.float32)
+    if varied.any():
+        groups = rewards[varied]
+        centred = groups - groups.mean(axis=1, keepdims=True)
+        advantages[varied] = centred / (groups.std(axis=1, ddof=1, keepdims=True) + 1e-6)
+    return advantages
 
 
 def make_batch(
@@ -101,36 +98,32 @@ def make_batch(
     answers: Sequence[Sequence[Sequence[int]]],
     advantages: Float[np.ndarray, "n group"],
     *,
-    rows: int,
     prompt_len: int,
     answer_len: int,
     pad_id: int,
 ) -> GrpoBatch:
-    """A batch of fixed shape [rows, ...] from token ids. Prompts beyond the given ones are empty and weigh nothing.
+    """A batch of token ids, prompts padded to `prompt_len` and answers to `answer_len`.
 
     Raises ValueError where a prompt or an answer does not fit; nothing is ever cut.
     """
-    group = len(answers[0])
-    if len(prompts) > rows:
-        raise ValueError(f"{len(prompts)} prompts do not fit into a batch of {rows}: pass fewer prompts")
+    n, group = len(prompts), len(answers[0])
     batch = GrpoBatch(
-        np.full((rows, prompt_len), pad_id, np.int32),
-        np.zeros(rows, np.int32),
-        np.full((rows, group, answer_len), pad_id, np.int32),
-        np.zeros((rows, group), np.int32),
-        np.zeros((rows, group), np.float32),
+        np.full((n, prompt_len), pad_id, np.int32),
+        np.zeros(n, np.int32),
+        np.full((n, group, answer_len), pad_id, np.int32),
+        np.zeros((n, group), np.int32),
+        np.asarray(advantages, np.float32),
     )
-    batch.advantages[: len(prompts)] = advantages
-    for n, (prompt, group_answers) in enumerate(zip(prompts, answers, strict=True)):
+    for i, (prompt, group_answers) in enumerate(zip(prompts, answers, strict=True)):
         if not 0 < len(prompt) <= prompt_len:
-            raise ValueError(f"prompt {n} has {len(prompt)} tokens: this batch holds 1 to {prompt_len}")
-        batch.prompts[n, : len(prompt)] = prompt
-        batch.prompt_lengths[n] = len(prompt)
+            raise ValueError(f"prompt {i} has {len(prompt)} tokens: this batch holds 1 to {prompt_len}")
+        batch.prompts[i, : len(prompt)] = prompt
+        batch.prompt_lengths[i] = len(prompt)
         for g, answer in enumerate(group_answers):
             if len(answer) > answer_len:
-                raise ValueError(f"answer {g} of prompt {n} has {len(answer)} tokens: this batch holds {answer_len}")
-            batch.answers[n, g, : len(answer)] = answer
-            batch.answer_lengths[n, g] = len(answer)
+                raise ValueError(f"answer {g} of prompt {i} has {len(answer)} tokens: this batch holds {answer_len}")
+            batch.answers[i, g, : len(answer)] = answer
+            batch.answer_lengths[i, g] = len(answer)
     return batch
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -81,10 +81,9 @@ class PolicyTrainer:
 
         With more than one, the ratio is taken against the policy that made the rollouts.
         """
-        advantages = group_advantages(rewards).values
         answers = [[answer.tokens for answer in group] for group in groups]
         batch = make_batch(
-            prompts, answers, advantages, rows=len(prompts),
+            prompts, answers, group_advantages(rewards),
             prompt_len=_bucket(max(len(prompt) for prompt in prompts), self.longest[0]),
             answer_len=_bucket(max(len(answer) for group in answers for answer in group), self.longest[1]),
             pad_id=self.lm.tokenizer.pad_id,
@@ -105,8 +104,7 @@ class PolicyTrainer:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state)
         restored = checkpoint.restore(path, abstract)
         self.state = restored.state
-        step: Any = restored.extra["step"]
-        return int(step)
+        return restored.extra["step"]
 
     def export(self, folder: str) -> None:
         """Write the weights in Hugging Face's layout, with the tokenizer and chat template of the starting policy."""

@@ -32,6 +32,8 @@ class SftConfig:
     def __post_init__(self) -> None:
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"sft.compute_dtype is {self.compute_dtype!r}: use 'float32' or 'bfloat16'")
+        if self.micro_batches < 1 or self.logprob_chunk < 1:
+            raise ValueError("sft.micro_batches and sft.logprob_chunk must be at least 1")
 
 
 class SftBatch(NamedTuple):

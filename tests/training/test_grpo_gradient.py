@@ -164,7 +164,7 @@ def random_batch(seed, n, group, prompt_len, answer_len):
     rewards = rng.integers(0, 2, (n, group)).astype(float)
     rewards[:, 0], rewards[:, -1] = 0, 1
     rewards[0] = 1
-    advantages = group_advantages(rewards).values if group > 1 else rng.normal(size=(n, 1)).astype(np.float32)
+    advantages = group_advantages(rewards) if group > 1 else rng.normal(size=(n, 1)).astype(np.float32)
     batch = GrpoBatch(
         rng.integers(0, CFG.vocab_size, (n, prompt_len)).astype(np.int32),
         rng.integers(1, prompt_len + 1, n).astype(np.int32),

@@ -137,3 +137,16 @@ def test_rows_that_do_not_divide():
     batch = pack([([1, 2], 0)], 4, rows_multiple=24).batch
     with pytest.raises(ShardingError, match="24 rows do not divide into 2 micro-batches over 8 batch shards"):
         step(None, batch)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"compute_dtype": "int8"}, "sft.compute_dtype is 'int8'"),
+        ({"micro_batches": 0}, "must be at least 1"),
+        ({"logprob_chunk": 0}, "must be at least 1"),
+    ],
+)
+def test_bad_configurations(options, message):
+    with pytest.raises(ValueError, match=message):
+        SftConfig(**options)
