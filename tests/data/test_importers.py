@@ -171,6 +171,13 @@ def test_openai_one_sample_per_assistant_step(tmp_path):
     assert (text.target.text, text.target.intent) == ("Here it is.", "answer")
 
 
+def test_a_system_turn_between_request_and_answer_hides_no_step(tmp_path):
+    turns = [{"role": role, "content": role} for role in ("user", "system", "assistant")]
+    sample = only(run(tmp_path, [openai(messages=turns)], "openai"))
+    assert [message.role for message in sample.messages] == ["user", "system"]
+    assert sample.target.text == "assistant"
+
+
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
@@ -211,6 +218,12 @@ def test_sharegpt_call_and_text_steps(tmp_path):
     assert samples[0].target.calls == (Call("search", {"query": "x"}),)
     assert [sample.target.intent for sample in samples[1:]] == ["answer", "answer"]
     assert [sample.category for sample in samples] == ["single", "multi_turn", "multi_turn"]
+
+
+def test_sharegpt_system(tmp_path):
+    result = run(tmp_path, [sharegpt(system=""), sharegpt(system=["Be brief."])], "sharegpt")
+    assert result.samples[0].messages == (Message("user", "Find x"),)
+    assert [row.reason for row in result.rejected] == ["unexpected field: system should be a string, found list"]
 
 
 def test_a_dialogue_with_one_bad_step_is_rejected_whole(tmp_path):
@@ -279,14 +292,39 @@ def test_parquet_rows_are_read_like_the_json_records(tmp_path):
 
     record = toolrl()
     prompt = [{"role": "system", "content": record["instruction"]}, {"role": "user", "content": record["input"]}]
-    rows = [{"prompt": prompt, "reward_model": {"ground_truth": record["output"], "style": "rule"}}]
+    rows = [{"prompt": prompt, "reward_model": {"ground_truth": record["output"], "style": "rule"}, "data_source": "x"}]
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "in.parquet")
     sample = only(import_file(tmp_path / "in.parquet", "toolrl"))
     expected = only(run(tmp_path, [record], "toolrl"))
     assert (sample.tools, sample.messages, sample.target) == (expected.tools, expected.messages, expected.target)
+    assert sample.extra["fields"] == {"data_source": "x"}
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing PAR1")
     with pytest.raises(DataError, match=r"broken\.parquet: no readable parquet file"):
         import_file(tmp_path / "broken.parquet", "toolrl")
+
+
+def test_what_parquet_fills_with_nulls_does_not_reach_a_tool_or_a_call(tmp_path):
+    """Arrow gives every struct of a column the fields of all of them, and text may lie there as bytes."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    def row(tool: dict, **arguments: object) -> dict:
+        calls = [{"name": tool["name"], "arguments": arguments}]
+        turns = [{"role": "user", "content": b"Gr\xc3\xbc\xc3\x9fe"}, {"role": "assistant", "tool_calls": calls}]
+        return {"messages": turns, "tools": [tool]}
+
+    rows = [
+        row(WEATHER, city="Rome"),
+        row(SEARCH | {"parameters": {"properties": {"query": {"type": "str"}}}}, query="x"),
+    ]
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "in.parquet")
+    result = import_file(tmp_path / "in.parquet", "openai")
+    expected = run(tmp_path, json.loads(json.dumps(rows, default=bytes.decode)), "openai")
+    assert [(s.tools, s.messages, s.target) for s in result.samples] == [
+        (s.tools, s.messages, s.target) for s in expected.samples
+    ]
+    assert result.samples[0].messages == (Message("user", "Grüße"),)
+    assert result.samples[1].target.calls == (Call("search", {"query": "x"}),)
 
 
 def seal_documents(tmp_path: Path, count: int = 20) -> Path:

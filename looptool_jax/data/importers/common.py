@@ -205,7 +205,8 @@ def split_steps(messages: Sequence[Message]) -> list[Step]:
                 extra = {"reasoning": message.reasoning} if message.reasoning else {}
                 target = answer_target(message.calls, message.content)
                 steps.append(Step(tuple(messages[: number - 1]), target, extra))
-        previous = "call" if message.calls else message.role
+        if message.role != "system":
+            previous = "call" if message.calls else message.role
     if not steps:
         raise Reject("no assistant step", "there is no assistant turn that follows a user turn")
     return steps

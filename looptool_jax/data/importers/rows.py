@@ -102,7 +102,16 @@ def _parquet(path: PathLike) -> Iterator[Row]:
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: no readable parquet file ({str(error).splitlines()[0]})") from None
     for number, value in enumerate(values, 1):
-        yield _row(number, number, json.dumps(value, default=str).encode("ascii"))
+        yield _row(number, number, json.dumps(_json_value(value), default=str).encode("ascii"))
+
+
+def _json_value(value: Any) -> Any:
+    """An Arrow value as JSON: bytes are text, and a null field is one that the record lacks (Arrow cannot tell)."""
+    if isinstance(value, dict):
+        return {key: _json_value(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_json_value(item) for item in value]
+    return value.decode("utf-8", errors="surrogateescape") if isinstance(value, bytes) else value
 
 
 _SCANNER = json.JSONDecoder(parse_int=str, parse_float=str)  # finds where a value ends; the value is read by parse_json

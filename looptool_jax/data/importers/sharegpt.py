@@ -32,7 +32,7 @@ _RESULT = {"observation", "tool", "function_response"}
 def convert(record: dict[str, Any], source: Source) -> list[Sample]:
     """One sample per assistant step. Raises Reject."""
     turns = read_list(record.get("conversations"), "conversations")
-    messages = [Message("system", record["system"])] if isinstance(record.get("system"), str) else []
+    messages = [Message("system", read_text(record, "system"))] if record.get("system") else []
     messages += [_read_turn(raw, number) for number, raw in enumerate(turns, 1)]
     fields = {key: value for key, value in record.items() if key not in ("conversations", "tools", "system")}
     return build_samples(split_steps(messages), read_tools(record.get("tools")), source, fields)

@@ -42,12 +42,12 @@ def convert(record: dict[str, Any], source: Source) -> list[Sample]:
 
 def _convert_verl(record: dict[str, Any], source: Source) -> list[Sample]:
     prompt, reward = record["prompt"], record["reward_model"]
-    turns = [turn for turn in prompt if isinstance(turn, dict)] if isinstance(prompt, list) else []
+    turns = prompt if isinstance(prompt, list) and all(isinstance(turn, dict) for turn in prompt) else []
     if [turn.get("role") for turn in turns] != ["system", "user"] or not isinstance(reward, dict):
         raise Reject("unexpected field", "prompt should be a system and a user turn, reward_model an object")
-    return _convert(
-        read_text(turns[0], "content"), read_text(turns[1], "content"), read_text(reward, "ground_truth"), source, {}
-    )
+    instruction, history = (read_text(turn, "content") for turn in turns)
+    fields = {key: value for key, value in record.items() if key not in ("prompt", "reward_model")}
+    return _convert(instruction, history, read_text(reward, "ground_truth"), source, fields)
 
 
 def _convert(instruction: str, history: str, output: str, source: Source, fields: dict[str, Any]) -> list[Sample]:
