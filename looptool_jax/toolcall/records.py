@@ -60,6 +60,8 @@ class Tool:
     def from_json(raw: Any) -> Tool:
         raw = _object(raw, "tool")
         parameters = _object(raw.get("parameters", {"type": "object", "properties": {}}), "parameters")
+        _object(parameters.get("properties", {}), "parameters.properties")
+        _strings(parameters.get("required", []), "parameters.required")
         return Tool(_string(raw, "name"), _string(raw, "description", ""), parameters)
 
 

@@ -137,6 +137,11 @@ def test_a_line_that_is_no_sample_is_named(tmp_path):
     store.write_jsonl(path, [sample(0).to_json(), {"id": "x", "target": {}}])
     with pytest.raises(DataError, match=r"set\.jsonl:2: no sample: a target needs calls"):
         list(store.read_samples(path))
+    broken = sample(0).to_json()
+    broken["tools"][0]["parameters"]["required"] = None
+    store.write_jsonl(path, [broken])
+    with pytest.raises(DataError, match=r"set\.jsonl:1: no sample: parameters\.required: expected a list"):
+        list(store.read_samples(path))
 
 
 def test_file_size_limit_keeps_the_earlier_file(tmp_path):
