@@ -165,7 +165,7 @@ def _equal_objects(a: dict[str, Any], b: dict[str, Any], schema: dict[str, Any])
             if not equal_values(a[key], b[key], prop):
                 return False
             continue
-        if key in required or "default" not in prop:
+        if key in required or key not in schema.get("properties", {}) or "default" not in prop:
             return False
         if not equal_values(a.get(key, prop["default"]), b.get(key, prop["default"]), prop):
             return False

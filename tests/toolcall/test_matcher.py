@@ -114,6 +114,12 @@ def test_calls_are_equal_by_their_schema_and_either_way_round(a, b, same):
     assert fits(written(b), a) is same
 
 
+def test_the_default_of_undeclared_arguments_excuses_none():
+    tool = Tool("g", "", {"type": "object", "additionalProperties": {"type": "integer", "default": 0}})
+    assert equal_calls(g(a=0), g(a=0), [tool])
+    assert not equal_calls(g(), g(a=0), [tool]) and not equal_calls(g(a=0), g(), [tool])
+
+
 def test_calls_match_as_a_multiset():
     a, b = g(a=1), g(a=2)
     assert all(fits(written(*order), a, a, b) for order in itertools.permutations([a, a, b]))
