@@ -221,13 +221,18 @@ class ChatTokenizer:
     def from_pretrained(path: str | Path, format: str) -> ChatTokenizer:
         """Load from a folder in Hugging Face's layout: `tokenizer.json`, or what transformers can convert to one.
 
-        Nothing is downloaded. Raises ChatError if there is no tokenizer in the folder.
+        Nothing is downloaded. Raises ChatError if there is no tokenizer in the folder, or a damaged one.
         """
         from tokenizers import Tokenizer
 
         folder = Path(path)
-        if (folder / "tokenizer.json").is_file():
-            return ChatTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), format)
+        file = folder / "tokenizer.json"
+        if file.is_file():
+            try:
+                tokenizer = Tokenizer.from_file(str(file))
+            except Exception as error:  # the library raises nothing more special
+                raise ChatError(f"{file}: no readable tokenizer ({' '.join(str(error).split())[:160]})") from None
+            return ChatTokenizer(tokenizer, format)
         if not folder.is_dir():
             raise ChatError(f"{folder}: no such folder; expected one with a tokenizer.json")
         from transformers import AutoTokenizer

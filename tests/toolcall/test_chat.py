@@ -283,6 +283,9 @@ def test_loading_without_a_tokenizer_json_goes_through_transformers(qwen3, tmp_p
 
 def test_bad_input_is_reported_in_one_line(small, tmp_path):
     qwen = get_format("qwen3")
+    damaged = tmp_path / "damaged" / "tokenizer.json"
+    damaged.parent.mkdir()
+    damaged.write_text('{"version": ')
     cases = [
         (lambda: get_format("llama"), "unknown chat format 'llama'; known: qwen3, smollm2"),
         (lambda: qwen.render([], (), thinking=True), "at least one message"),
@@ -291,6 +294,7 @@ def test_bad_input_is_reported_in_one_line(small, tmp_path):
         (lambda: small.encode_text("half \ud83d"), "surrogate"),
         (lambda: ChatTokenizer.from_pretrained(tmp_path / "none", "qwen3"), "no such folder"),
         (lambda: ChatTokenizer.from_pretrained(tmp_path, "qwen3"), "no tokenizer found"),
+        (lambda: ChatTokenizer.from_pretrained(damaged.parent, "qwen3"), r"tokenizer\.json: no readable tokenizer"),
         (lambda: ChatTokenizer(Tokenizer(models.BPE()), "qwen3"), "no control token"),
     ]
     for act, expected in cases:
