@@ -5,7 +5,7 @@ from looptool_jax.toolcall.difference import Difference, differences
 from looptool_jax.toolcall.matcher import Match, MatchMode, equal_calls, match, names_parameter
 from looptool_jax.toolcall.parser import FailureKind, Lenient, Parsed, ParseFailure, parse, parse_lenient
 from looptool_jax.toolcall.records import Call, Message, Origin, RecordError, Sample, Target, Tool
-from looptool_jax.toolcall.schema import SchemaError, check_call, normalise_tool, normalise_tools
+from looptool_jax.toolcall.schema import SchemaError, check_call, normalise_tool
 
 __all__ = [
     "Call",
@@ -33,7 +33,6 @@ __all__ = [
     "match",
     "names_parameter",
     "normalise_tool",
-    "normalise_tools",
     "parse",
     "parse_lenient",
 ]

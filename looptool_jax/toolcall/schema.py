@@ -7,7 +7,7 @@ with one line that names the tool and the place. `check_call` is the rule tier o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from looptool_jax.toolcall.records import Call, Tool
@@ -25,9 +25,9 @@ def normalise_tool(raw: Any) -> Tool:
 
     Accepts the OpenAI wrapper, bare documents, flat xLAM and Seal-Tools parameters; Python and Java type names
     ("dict", "float", "List[int]", "str, optional"); defaults and enums stored as strings; `required` as null, or
-    as true inside a property. A default that cannot be converted to the declared type is kept as it is, an empty
-    string where the type is no string means that there is none. Everything else a property says is kept, in its order:
-    a document that is JSON Schema already stays as it is, byte for byte.
+    as true inside a property. A default that cannot be converted to the declared type is kept as it is; null, or an
+    empty string where the type is no string, means that there is none. Everything else a property says is kept, in its
+    order: apart from such defaults, a document that is JSON Schema already stays as it is.
 
     Raises SchemaError on a document of another shape, an unknown type name or parts that contradict each other.
     """
@@ -46,16 +46,6 @@ def normalise_tool(raw: Any) -> Tool:
     except RecursionError:
         raise SchemaError(f"{name}: the parameters are nested too deeply") from None
     return Tool(name, description or "", parameters)
-
-
-def normalise_tools(raws: Iterable[Any]) -> tuple[Tool, ...]:
-    """Read a tool list: identical duplicates collapse, two different tools of one name raise SchemaError."""
-    tools: dict[str, Tool] = {}
-    for raw in raws:
-        tool = normalise_tool(raw)
-        if tools.setdefault(tool.name, tool) != tool:
-            raise SchemaError(f"{tool.name}: two different tools have this name")
-    return tuple(tools.values())
 
 
 def _one_of(raw: dict[str, Any], key: str, where: str) -> Any:

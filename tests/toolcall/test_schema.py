@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from looptool_jax.toolcall import Call, SchemaError, Tool, check_call, normalise_tool, normalise_tools
+from looptool_jax.toolcall import Call, SchemaError, Tool, check_call, normalise_tool
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 
@@ -243,19 +243,6 @@ def test_a_document_that_contradicts_itself_or_cannot_be_read_is_refused_in_one_
         normalise_tool(raw)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_tool_list_collapses_duplicates_and_refuses_conflicts():
-    one, other = (
-        {"name": "f", "parameters": {"x": {"type": "str"}}},
-        {"name": "f", "parameters": {"x": {"type": "int"}}},
-    )
-    assert normalise_tools([one, {"name": "g"}, {"type": "function", "function": one}]) == (
-        normalise_tool(one),
-        normalise_tool({"name": "g"}),
-    )
-    with pytest.raises(SchemaError, match="f: two different tools have this name"):
-        normalise_tools([one, other])
 
 
 KEYWORDS = ["type", "properties", "required", "items", "enum", "default", "anyOf", "optional", "$ref", "prefixItems"]
