@@ -139,11 +139,12 @@ def read_text(path: PathLike) -> str:
 
 
 def exists(path: PathLike) -> bool:
-    """Whether a file or directory is there."""
-    if is_url(path):
-        filesystem, name = _filesystem(path)
-        return filesystem.exists(name)
-    return local_path(path).exists()
+    """Whether a file or directory is there. Raises DataError where that cannot be found out."""
+    with reported(path, "looked up"):
+        if is_url(path):
+            filesystem, name = _filesystem(path)
+            return filesystem.exists(name)
+        return local_path(path).exists()
 
 
 def remove(path: PathLike) -> None:
