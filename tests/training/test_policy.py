@@ -1,0 +1,96 @@
+"""The policy under training: what an update does, in which dtype, and what a checkpoint and an export hold."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from looptool_jax.inference.lm import LanguageModel
+from looptool_jax.models import decoder, hf
+from looptool_jax.models.config import DecoderConfig
+from looptool_jax.parallel.mesh import MeshConfig, make_mesh
+from looptool_jax.training.checkpoint import logical_hash
+from looptool_jax.training.grpo import GrpoBatch, GrpoConfig, answer_logprobs, make_batch
+from looptool_jax.training.optimizer import OptimizerConfig
+from looptool_jax.training.policy import PolicyTrainer, _bucket
+
+CFG = DecoderConfig("qwen3", 64, 16, 32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4)
+INIT = jax.jit(decoder.init_params, static_argnums=(0, 2))
+PROMPTS = [[7, 8, 9], [10]]
+RIGHT, WRONG = [1, 2, 3], [4, 5]
+GROUPS = [[SimpleNamespace(tokens=answer) for answer in (RIGHT, WRONG, WRONG)]] * 2
+REWARDS = np.array([[1.0, 0.0, 0.0]] * 2)
+
+
+@pytest.fixture
+def trainer_of(tmp_path):
+    """A trainer of bfloat16 weights, and the policy that it starts from."""
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "tokenizer.json").write_text("{}")
+
+    def make(rate: float) -> tuple[PolicyTrainer, LanguageModel]:
+        lm = LanguageModel(
+            CFG,
+            INIT(CFG, jax.random.key(0), jnp.bfloat16),
+            SimpleNamespace(vocab_size=64, pad_id=0, eos_ids=(0,)),
+            make_mesh(MeshConfig(), jax.devices()[:1]),
+            str(tmp_path / "policy"),
+        )
+        optimizer = OptimizerConfig(learning_rate=rate)
+        return PolicyTrainer(lm, optimizer, GrpoConfig(), str(tmp_path / "checkpoints"), (40, 40)), lm
+
+    return make
+
+
+@jax.jit
+def logprobs(params):
+    """Of the right and of the wrong answer, for both prompts: [2, 2]."""
+    batch = make_batch(PROMPTS, [[RIGHT, WRONG]] * 2, np.zeros((2, 2)), prompt_len=4, answer_len=4, pad_id=0)
+    return answer_logprobs(params, CFG, GrpoConfig(), GrpoBatch(*map(jnp.asarray, batch[:5]))).sum(axis=2)
+
+
+def test_an_update_raises_what_was_rewarded_and_lowers_the_rest(trainer_of):
+    trainer, lm = trainer_of(1e-2)
+    before = logical_hash(lm.params)
+    metrics = trainer.update(PROMPTS, GROUPS, REWARDS)
+    change = logprobs(trainer.params) - logprobs(lm.params)
+    assert (change[:, 0] > 0).all() and (change[:, 1] < 0).all()
+    assert logical_hash(lm.params) == before, "the starting policy changed"
+    assert (metrics["tokens"], metrics["prompt_tokens"]) == (14, 4)
+    assert metrics["ratio"] == pytest.approx(1, abs=1e-6) and metrics["grad_norm"] > 0
+
+
+def test_small_updates_add_up_in_float32_master_weights(trainer_of):
+    trainer, lm = trainer_of(1e-6)
+    start = trainer.state.params
+    before = logical_hash(start)
+    trainer.update(PROMPTS, GROUPS, REWARDS)
+    assert start["embedding"].is_deleted(), "the state is donated"
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(trainer.state.params))
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(trainer.params))
+    assert logical_hash(trainer.state.params) != before
+    np.testing.assert_array_equal(trainer.params["layers"]["mlp_norm"], lm.params["layers"]["mlp_norm"])
+
+
+def test_checkpoints_and_export(trainer_of, tmp_path):
+    trainer, _ = trainer_of(1e-2)
+    assert trainer.restore() == 0
+    trainer.state = jax.tree.map(lambda x: x + 1, trainer.state)
+    trainer.save(1)
+    trainer.save(2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
+    fresh, _ = trainer_of(1e-2)
+    assert fresh.restore() == 2
+    assert logical_hash(fresh.state) == logical_hash(trainer.state)
+    fresh.export(str(tmp_path / "out"))
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    assert logical_hash(hf.load_params(tmp_path / "out", CFG, jnp.bfloat16)) == logical_hash(trainer.params)
+
+
+def test_batches_are_padded_to_a_few_lengths():
+    assert [_bucket(length, 100) for length in (1, 32, 33, 64, 65, 100)] == [32, 32, 64, 64, 100, 100]
+    assert _bucket(5, 20) == 20
