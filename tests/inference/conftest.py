@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from looptool_jax.inference.batch import Request
-from looptool_jax.models import decoder
+from looptool_jax.models import decoder, hf
 from looptool_jax.models.config import DecoderConfig
 
 CFG = DecoderConfig(
@@ -98,3 +99,30 @@ def engine(make_engine):
 def single(make_engine):
     """Three slots of one answer on one device."""
     return make_engine(group=1, steps_per_sync=4, prefill_batch=2)
+
+
+def _tokenizer() -> Tokenizer:
+    """One token for each byte, and the control tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")])
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def byte_cfg() -> DecoderConfig:
+    return DecoderConfig(
+        "qwen3", vocab_size=264, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2,
+        head_dim=8,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def folder(byte_cfg, tmp_path_factory):
+    """A random model that reads bytes, as a Hugging Face folder."""
+    path = tmp_path_factory.mktemp("model")
+    _tokenizer().save(str(path / "tokenizer.json"))
+    hf.save_pretrained(jax.jit(decoder.init_params, static_argnums=0)(byte_cfg, jax.random.key(0)), byte_cfg, path)
+    return path

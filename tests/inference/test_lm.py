@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from looptool_jax.inference.batch import Request, generate
 from looptool_jax.inference.lm import LanguageModel, ModelConfig, load_language_model
-from looptool_jax.models import decoder, hf
-from looptool_jax.models.config import DecoderConfig, ModelError
+from looptool_jax.models import decoder
+from looptool_jax.models.config import ModelError
 from looptool_jax.parallel.mesh import MeshConfig, make_mesh
 from looptool_jax.toolcall import Message
 
@@ -25,36 +24,10 @@ forward = jax.jit(decoder.forward, static_argnums=1)
 SIZES = {"slots": 2, "prompt_len": 64, "answer_len": 8, "steps_per_sync": 4}
 
 
-def _tokenizer() -> Tokenizer:
-    """One token for each byte, and the control tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")])
-    return tokenizer
-
-
-@pytest.fixture(scope="module")
-def cfg() -> DecoderConfig:
-    return DecoderConfig(
-        "qwen3", vocab_size=264, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2,
-        head_dim=8,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folder(cfg, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    _tokenizer().save(str(path / "tokenizer.json"))
-    hf.save_pretrained(init(cfg, jax.random.key(0)), cfg, path)
-    return path
-
-
-def test_a_model_is_read_and_placed_for_decoding(folder, cfg):
+def test_a_model_is_read_and_placed_for_decoding(folder, byte_cfg):
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices()[:4])
     lm = load_language_model(ModelConfig(str(folder)), mesh)
-    assert lm.cfg == dataclasses.replace(cfg, max_position_embeddings=lm.cfg.max_position_embeddings)
+    assert lm.cfg == byte_cfg
     assert lm.params["layers"]["gate"].sharding.spec == jax.sharding.PartitionSpec(None, None, "tensor")
 
 
@@ -69,10 +42,10 @@ def test_a_loaded_model_answers(folder):
     assert completion.tokens == table[len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
-def test_engines_are_shared_by_all_weights_and_kept_apart_by_size(folder, cfg):
+def test_engines_are_shared_by_all_weights_and_kept_apart_by_size(folder, byte_cfg):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     lm = load_language_model(ModelConfig(str(folder)), mesh)
-    other = lm.with_params(init(cfg, jax.random.key(1)))
+    other = lm.with_params(init(byte_cfg, jax.random.key(1)))
     assert other.engine(**SIZES) is lm.engine(**SIZES)
     assert load_language_model(ModelConfig(str(folder)), mesh).engine(**SIZES) is lm.engine(**SIZES)
     assert lm.engine(**SIZES, group=2) is not lm.engine(**SIZES)
@@ -83,11 +56,11 @@ def test_engines_are_shared_by_all_weights_and_kept_apart_by_size(folder, cfg):
     assert np.isfinite(completion.logprobs).all()
 
 
-def test_what_does_not_fit_is_refused(folder, cfg):
+def test_what_does_not_fit_is_refused(folder, byte_cfg):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     lm = load_language_model(ModelConfig(str(folder)), mesh)
     with pytest.raises(ModelError, match=r"tokenizer has 259 tokens, the model only 200"):
-        LanguageModel(dataclasses.replace(cfg, vocab_size=200), lm.params, lm.tokenizer, mesh)
+        LanguageModel(dataclasses.replace(byte_cfg, vocab_size=200), lm.params, lm.tokenizer, mesh)
     with pytest.raises(ModelError, match="dtype: expected float32 or bfloat16, found 'int8'"):
         load_language_model(ModelConfig(str(folder), dtype="int8"), mesh)
 

@@ -1,0 +1,54 @@
+"""Samples and chats in, answers out."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatRequest
+from looptool_jax.inference.batch import Completion, PromptTooLong
+from looptool_jax.inference.lm import ModelConfig, load_language_model
+from looptool_jax.parallel.mesh import MeshConfig, make_mesh
+from looptool_jax.toolcall import Message, Sample, Target
+
+CFG = AnswerConfig(prompt_tokens=64, answer_tokens=8, slots=2, steps_per_sync=4)
+
+
+@pytest.fixture(scope="module")
+def answerer(folder) -> Answerer:
+    return Answerer(load_language_model(ModelConfig(str(folder)), make_mesh(MeshConfig(), jax.devices()[:1])))
+
+
+def asking(*texts):
+    target = Target(text="Yes.", intent="answer")
+    return [Sample(text, (), (Message("user", text),), target) for text in texts]
+
+
+def test_text_is_without_the_end_token_and_ids_are_with_it(answerer):
+    tokenizer = answerer.lm.tokenizer
+    ids = tokenizer.encode_text("done")
+    stopped = answerer._answer(Completion("a", 0, [*ids, tokenizer.eos_ids[0]], [-1.0] * 5, "stop"))
+    assert (stopped.text, stopped.finish, len(stopped.tokens)) == ("done", "stop", 5)
+    cut = answerer._answer(Completion("a", 0, ids, [-1.0] * 4, "length"))
+    assert (cut.text, cut.finish, cut.tokens) == ("done", "length", ids)
+
+
+def test_groups_follow_their_samples_and_keys(answerer):
+    samples, keys = asking("one", "two", "three"), [(0, 1), (0, 2), (0, 3)]
+    counted = []
+    groups = answerer.groups(samples, 3, keys, 1.0, CFG, counted.append)
+    assert sum(counted) == sum(len(answer.tokens) for group in groups for answer in group)
+    backwards = answerer.groups(samples[::-1], 3, keys[::-1], 1.0, CFG, lambda _: None)
+    assert backwards[::-1] == groups
+    assert len({tuple(answer.tokens) for group in groups for answer in group}) > 3
+
+
+def test_what_does_not_fit_is_an_error_for_samples_and_an_empty_reply_for_chats(answerer):
+    long = "x" * 100
+    with pytest.raises(PromptTooLong, match=f"request {long}"):
+        answerer.greedy(asking("short", long), CFG, lambda _: None)
+    texts = ("one", long, "two")
+    replies = answerer.chat([ChatRequest(text[:5], [Message("user", text)]) for text in texts], CFG, lambda _: None)
+    assert (replies[1].text, replies[1].tokens, replies[1].finish) == ("", [], "prompt_too_long")
+    assert [replies[0], replies[2]] == answerer.greedy(asking("one", "two"), CFG, lambda _: None)
+    assert replies[0].tokens
