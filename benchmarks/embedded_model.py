@@ -1,0 +1,109 @@
+"""What the embedded model can do: the policy's headroom, the judge's repair, the generator's samples.
+
+    python benchmarks/embedded_model.py [--split heldout|train] [--samples 400] [--noise 0.1] [key=value ...]
+
+The stages are those of a run, with the quickstart's settings, on new samples of the world whose truth is known.
+"""
+
+import argparse
+import tempfile
+from collections import Counter
+
+import numpy as np
+
+from looptool_jax.config import load_config
+from looptool_jax.data.store import read_jsonl, read_samples, write_jsonl
+from looptool_jax.evaluation.repair import expansion_validity, label_repair, true_labels
+from looptool_jax.loop.console import Console
+from looptool_jax.loop.expand import expand
+from looptool_jax.loop.judge import ErrorSeed, judge
+from looptool_jax.loop.keys import key_for
+from looptool_jax.loop.pool import ModelPool
+from looptool_jax.loop.probe import Probe, probe
+from looptool_jax.toolcall import match
+from looptool_jax.world import generate, inject
+
+SEED = 4242  # of the world and of the noise: neither a run's nor the warm-up's
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--split", default="heldout", choices=("heldout", "train"))
+    parser.add_argument("--samples", type=int, default=400)
+    parser.add_argument("--groups", type=int, default=160, help="samples answered 8 times")
+    parser.add_argument("--noise", type=float, default=0.1)
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    cfg, console = load_config("quickstart", args.overrides), Console(quiet=True)
+    samples = generate(args.split, args.samples, SEED)
+    noisy, truth = inject(samples, args.noise, SEED)
+    with tempfile.TemporaryDirectory() as out:
+        pool = ModelPool(cfg.mesh, f"{out}/models")
+        policy, judge_model = pool.lend(cfg.policy), pool.lend(cfg.judge_model)
+
+        right = [answers_right(policy, cfg, samples), answers_right(judge_model, cfg, samples)]
+        by_category = {
+            category: round(float(np.mean(right[0][[sample.category == category for sample in samples]])), 3)
+            for category in sorted({sample.category for sample in samples})
+        }
+        print(f"policy, greedy: {right[0].mean():.3f} of {len(samples)}  {by_category}")
+        print(f"judge weights, greedy: {right[1].mean():.3f}")
+        few = samples[: args.groups]
+        keys = [key_for("embedded-model", sample.id) for sample in few]
+        groups = policy.groups(few, 8, keys, 1.0, cfg.train.answers, console.tokens)
+        hits = np.array(
+            [
+                [match(answer.text, sample.target, sample.tools).ok for answer in group]
+                for sample, group in zip(few, groups, strict=True)
+            ]
+        )
+        greedy = right[0][: len(few)].mean()
+        print(
+            f"policy, {len(few)} samples: greedy {greedy:.3f}, one answer at temperature 1 {hits.mean():.3f}, any of 8 "
+            f"{hits.any(1).mean():.3f} ({100 * (hits.any(1).mean() - greedy):+.1f} points over greedy), mixed groups "
+            f"{(hits.any(1) & ~hits.all(1)).mean():.3f}"
+        )
+
+        probe(policy, noisy, cfg.probe, cfg.reward, f"{out}/probe", console)
+        probes = [Probe.from_json(row) for row in read_jsonl(f"{out}/probe/probes.jsonl")]
+        judged = judge(judge_model, noisy, probes, 1, cfg.judge, f"{out}/judge", console)
+        print(f"judge: {judged}")
+        errors = [ErrorSeed.from_json(row) for row in read_jsonl(f"{out}/judge/errors.jsonl")]
+        write_jsonl(f"{out}/truth.jsonl", [row.to_json() for row in truth])
+        labels = true_labels(noisy, f"{out}/truth.jsonl")
+        judgements = list(read_jsonl(f"{out}/judge/judgements.jsonl"))
+        print(f"label repair: {label_repair(noisy, [item.sample for item in errors], judgements, labels)}")
+        print(f"verdict by truth: {verdicts_by_truth(noisy, probes, judgements, labels)}")
+
+        seeds = [item for item in errors if item.sample.target.is_call][:60]
+        limit = (policy, cfg.train.answers.prompt_tokens)
+        expanded = expand(judge_model, judge_model, seeds, limit, 0, 1, cfg.expand, f"{out}/expand", console)
+        print(f"expand: {expanded}")
+        print(f"accepted samples: {expansion_validity(list(read_samples(f'{out}/expand/expanded.jsonl')))}")
+        rejected = Counter((row["tier"], row["reason"][:60]) for row in read_jsonl(f"{out}/expand/rejected.jsonl"))
+        for (tier, reason), count in rejected.most_common(8):
+            print(f"  {count:4} {tier}: {reason}")
+
+
+def answers_right(model, cfg, samples) -> np.ndarray:
+    answers = model.greedy(samples, cfg.evaluate.answers, lambda tokens: None)
+    return np.array([match(a.text, s.target, s.tools).ok for a, s in zip(answers, samples, strict=True)])
+
+
+def verdicts_by_truth(samples, probes, judgements, labels) -> dict[str, int]:
+    """Counts of "truth -> verdict" among the mismatches."""
+    by_id, answers = {sample.id: sample for sample in samples}, {row.id: row.answer for row in probes}
+    counts: Counter[str] = Counter()
+    for row in judgements:
+        sample = by_id[row["id"]]
+        label_right = sample.target == labels[sample.id]
+        answer_right = match(answers[sample.id], labels[sample.id], sample.tools).ok
+        truth = ("both_correct" if answer_right else "prediction_wrong") if label_right else (
+            "label_wrong" if answer_right else "both_wrong"
+        )  # fmt: skip
+        counts[f"{truth} -> {row['verdict']}"] += 1
+    return dict(sorted(counts.items()))
+
+
+if __name__ == "__main__":
+    main()
