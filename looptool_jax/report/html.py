@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from looptool_jax.data.store import exists, join, read_jsonl, read_text, write_text
+from looptool_jax.data.store import DataError, exists, join, read_jsonl, read_text, write_text
 from looptool_jax.loop.manifest import Manifest
 from looptool_jax.report.tables import Table, accuracies, rounds_of, run_tables
 
@@ -17,8 +17,13 @@ EXAMPLES = 6
 
 
 def write_report(run_dir: str) -> str:
-    """Write `run_dir/report.html` from what the run has by now; returns its path. Raises DataError."""
+    """Write `run_dir/report.html` from what the run has by now; returns its path.
+
+    Raises DataError, also where `run_dir` holds no run.
+    """
     stages = {name: entry["metrics"] for name, entry in Manifest(run_dir).stages.items()}
+    if not stages:
+        raise DataError(f"{run_dir}: no finished stage of a run here; give the directory of a run")
     parts = [f"<h1>LoopTool run</h1><p class=note>{escape(run_dir)}</p>"]
     results = accuracies(stages)
     if results:
@@ -112,10 +117,15 @@ def _examples(run_dir: str, round_: int) -> str:
             "</pre></details>"
         )
     for row in list(read_jsonl(join(here, "expand/expanded.jsonl")))[:EXAMPLES]:
-        dialogue = "\n".join(f"{m['role']}: {m['content']}" for m in row["messages"] if m["role"] != "system")
+        dialogue = "\n".join(_turn(message) for message in row["messages"] if message["role"] != "system")
         target = json.dumps(row["target"], ensure_ascii=False)
         parts.append(
             f"<details><summary>expanded {escape(row['id'])}: {escape(row['origin'].get('scenario') or '')}</summary>"
             f"<pre>{escape(dialogue)}\n\nlabel  {escape(target)}</pre></details>"
         )
     return "".join(parts)
+
+
+def _turn(message: dict[str, Any]) -> str:
+    calls = [json.dumps(call, ensure_ascii=False) for call in message.get("calls", ())]
+    return f"{message['role']}: {' '.join(filter(None, [message['content'], *calls]))}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import rich.table
+from rich.text import Text
 
 from looptool_jax.data.store import join
 from looptool_jax.loop.ledger import Ledger
@@ -23,11 +24,12 @@ class Table:
     note: str = ""
 
     def rich(self) -> rich.table.Table:
+        """The table for the terminal."""
         table = rich.table.Table(title=self.title, caption=self.note or None, title_justify="left")
         for index, column in enumerate(self.columns):
             table.add_column(column, justify="left" if index == 0 else "right")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # a str would be read as markup
         return table
 
 
