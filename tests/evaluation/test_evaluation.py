@@ -1,0 +1,89 @@
+"""Label repair against the hidden truth, and held-out results compared item by item."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from looptool_jax.data.store import write_jsonl
+from looptool_jax.evaluation.heldout import paired_difference
+from looptool_jax.evaluation.repair import expansion_validity, label_repair, remaining_noise, true_labels
+from looptool_jax.toolcall import Call, Message, Sample, Target, Tool
+from looptool_jax.world import Truth, generate
+
+TOOL = Tool("f", "", {"type": "object", "properties": {"x": {"type": "integer"}}})
+RIGHT, WRONG, OTHER = (Target((Call("f", {"x": x}),)) for x in (1, 2, 3))
+
+
+def sample(id_: str, target: Target = RIGHT) -> Sample:
+    return Sample(id_, (TOOL,), (Message("user", "x is 1"),), target)
+
+
+@pytest.fixture
+def labels(tmp_path):
+    """Ten seeds, all right in truth; w0 to w3 came with a wrong label."""
+    pool = [sample(f"w{i}", WRONG) for i in range(4)] + [sample(f"r{i}") for i in range(6)]
+    write_jsonl(tmp_path / "truth.jsonl", [Truth(f"w{i}", "wrong_value", RIGHT).to_json() for i in range(4)])
+    return pool, true_labels(pool, str(tmp_path / "truth.jsonl"))
+
+
+def test_label_repair(labels):
+    pool, truth = labels
+    verdicts = {
+        "w0": "label_wrong",  # repaired
+        "w1": "label_wrong",  # replaced by another wrong one
+        "w2": "undecided",  # set aside
+        "w3": "prediction_wrong",  # missed
+        "r0": "label_wrong",  # harmed
+        "r1": "label_wrong",  # replaced by an equal label
+        "r2": "both_wrong",
+        "new": "label_wrong",  # no seed: its truth is not known
+    }
+    repaired = [
+        sample("w0"),
+        sample("w1", OTHER),
+        sample("w3", WRONG),
+        sample("r0", WRONG),
+        sample("r1"),
+        sample("new"),
+    ]
+    probed = [*pool, sample("new", WRONG)]
+    rows = [{"id": id_, "verdict": verdict} for id_, verdict in verdicts.items()]
+    assert label_repair(probed, repaired, rows, truth) == {
+        "seeds": 10,
+        "wrong_labels": 4,
+        "replaced": 4,
+        "precision": 0.5,
+        "recall": 0.5,
+        "repaired": 0.25,
+        "removed": 0.25,
+        "harm": round(1 / 6, 6),
+    }
+
+
+def test_shares_of_nothing_are_none(labels):
+    _, truth = labels
+    nothing = label_repair([sample("r0")], [], [], truth)
+    assert (nothing["precision"], nothing["recall"], nothing["repaired"], nothing["harm"]) == (None, None, None, 0.0)
+    assert expansion_validity([]) == {"samples": 0, "valid": None}
+
+
+def test_remaining_noise_counts_the_known_ones(labels):
+    pool, truth = labels
+    assert remaining_noise([*pool, sample("new", WRONG)], truth) == {"known": 10, "wrong": 4, "share": 0.4}
+
+
+def test_expansions_are_checked_in_the_world():
+    good = generate("train", 2, 0, ["single"])
+    bad = replace(good[0], target=Target(text="No.", intent="refuse"))
+    assert expansion_validity([*good, bad, sample("foreign")]) == {"samples": 4, "valid": 0.5}
+
+
+def test_paired_difference():
+    before = [{"id": str(i), "correct": i < 2} for i in range(4)]
+    after = [{"id": str(i), "correct": i < 3} for i in reversed(range(4))]
+    mean, error = paired_difference(before, after)
+    assert (mean, error) == (0.25, pytest.approx(0.25))
+    with pytest.raises(ValueError, match="different items"):
+        paired_difference(before, after[1:])
