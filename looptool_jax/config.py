@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -60,12 +61,12 @@ def shipped_configs() -> dict[str, Path]:
 def keep_config(cfg: RunConfig) -> None:
     """Write the configuration into the run directory, or hold it against the one that is there.
 
-    Raises ConfigError where the directory holds a run with other settings.
+    Raises ConfigError where the directory holds a run with other settings, or settings that cannot be read.
     """
     path = join(cfg.run_dir, "config.yaml")
     text = OmegaConf.to_yaml(OmegaConf.create(asdict(cfg)))
     if exists(path):
-        old = _flat(OmegaConf.to_container(OmegaConf.create(read_text(path))))
+        old = _kept_settings(path)
         new = _flat(asdict(cfg))
         changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key not in RESUMABLE]
         if changed:
@@ -80,6 +81,17 @@ def keep_config(cfg: RunConfig) -> None:
         if old == new:
             return
     write_text(path, text)
+
+
+def _kept_settings(path: str) -> dict[str, Any]:
+    """The settings of the run that a directory holds, by their full keys."""
+    try:
+        settings = _flat(OmegaConf.to_container(OmegaConf.create(read_text(path))))
+    except (yaml.YAMLError, OmegaConfBaseException):
+        settings = {}
+    if not isinstance(settings.get("rounds"), int):
+        raise ConfigError(f"{path}: not the settings of a run; restore the file, or choose another run_dir")
+    return settings
 
 
 def _folder() -> Path:

@@ -60,3 +60,7 @@ def test_a_run_directory_keeps_its_settings(tmp_path):
         keep_config(load_config("micro", [run_dir, "rounds=2"]))
     with pytest.raises(ConfigError, match=r"train.batch was 8, now 4"):
         keep_config(load_config("micro", [run_dir, "rounds=3", "train.batch=4"]))
+    for damaged in ("rounds: [1\n", "- 1\n", "", "hello"):
+        (tmp_path / "run" / "config.yaml").write_text(damaged)
+        with pytest.raises(ConfigError, match=r"config\.yaml: not the settings of a run"):
+            keep_config(load_config("micro", [run_dir]))
