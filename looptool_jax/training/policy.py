@@ -59,7 +59,8 @@ class PolicyTrainer:
         tx = make_optimizer(optimizer, axes)
         placed = rules.param_shardings(lm.mesh, axes, abstract, rules.TRAINING)
         self.shardings = state_shardings(tx, abstract, placed, lm.mesh)
-        master = jax.tree.map(lambda x: x.astype(jnp.float32), lm.params)
+        # Split first: the float32 copy of weights that lie whole on every device might not fit.
+        master = jax.tree.map(lambda x: x.astype(jnp.float32), jax.device_put(lm.params, placed))
         self.state: TrainState = init_state(tx, master, self.shardings)
         self._step = make_grpo_step(lm.cfg, grpo, tx, lm.mesh, self.shardings)
         self._logprobs = make_logprob_step(lm.cfg, grpo, lm.mesh, self.shardings.params)
