@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from looptool_jax.toolcall import parser
+from looptool_jax.toolcall.parser import THINK_CLOSE, THINK_OPEN
 from looptool_jax.toolcall.records import Call, Message, Target, Tool
 
 if TYPE_CHECKING:
@@ -75,10 +75,6 @@ class ChatFormat:
         """What the assistant writes for a target, without the end of its turn."""
         return "".join(segment.text for segment in self.target_segments(target))
 
-    def parse(self, text: str) -> parser.Parsed | parser.ParseFailure:
-        """Read an answer in this format; see `parser.parse`."""
-        return parser.parse(text)
-
     def segments(
         self, messages: Sequence[Message], tools: Sequence[Tool], *, thinking: bool, generation_prompt: bool = True
     ) -> list[Segment]:
@@ -124,9 +120,9 @@ class ChatFormat:
 
     def _assistant_turn(self, turn: Message, *, after_query: bool, last: bool) -> list[Segment]:
         content, reasoning = turn.content, turn.reasoning
-        if not reasoning and parser.THINK_CLOSE in content:
-            head, content = content.split(parser.THINK_CLOSE)[0], content.split(parser.THINK_CLOSE)[-1].lstrip("\n")
-            reasoning = head.rstrip("\n").split(parser.THINK_OPEN)[-1].lstrip("\n")
+        if not reasoning and THINK_CLOSE in content:
+            head, content = content.split(THINK_CLOSE)[0], content.split(THINK_CLOSE)[-1].lstrip("\n")
+            reasoning = head.rstrip("\n").split(THINK_OPEN)[-1].lstrip("\n")
         out = [_template("<|im_start|>assistant\n")]
         if self.can_think and after_query and (last or reasoning):
             out += [_template("<think>\n"), _content(reasoning.strip("\n")), _template("\n</think>\n\n")]

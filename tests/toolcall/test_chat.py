@@ -250,7 +250,7 @@ def test_a_target_survives_encoding_decoding_and_parsing(fixture, target, reques
     assert not set(ids) & set(chat.eos_ids)
     text = chat.decode([*ids, chat.eos_ids[0], chat.pad_id, chat.pad_id])
     assert text == chat.format.render_target(target)
-    assert chat.format.parse(text) == parse(text) == Parsed(target.calls, target.text, "")
+    assert parse(text) == Parsed(target.calls, target.text, "")
 
 
 def test_a_target_is_tokenised_as_the_template_would(hf_qwen3, qwen3):
