@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -58,24 +58,12 @@ class LanguageModel:
         """The same model with other weights of the same shapes. It shares all compiled engines."""
         return replace(self, params=params)
 
-    def engine(
-        self,
-        *,
-        slots: int,
-        group: int = 1,
-        prompt_len: int,
-        answer_len: int,
-        steps_per_sync: int = 8,
-        prefill_batch: int | None = None,
-        top_k: int = 0,
-        top_p: float = 1.0,
-    ) -> DecoderEngine:
-        """The engine of these sizes. A process makes and compiles one for all models that agree in everything but
-        weights. It holds no arrays. Raises EngineError or ShardingError where the sizes do not fit."""
-        return _engine(
-            self.cfg, self.mesh, self.tokenizer.eos_ids, self.tokenizer.pad_id, self.params["embedding"].dtype.name,
-            slots, group, prompt_len, answer_len, steps_per_sync, prefill_batch, top_k, top_p,
-        )  # fmt: skip
+    def engine(self, **sizes: Any) -> DecoderEngine:
+        """The engine of these sizes and limits (arguments of `DecoderEngine`). A process makes and compiles one for
+        all models that agree in everything but weights. It holds no arrays. Raises EngineError or ShardingError where
+        the sizes do not fit."""
+        dtype = self.params["embedding"].dtype.name
+        return _engine(self.cfg, self.mesh, self.tokenizer.eos_ids, self.tokenizer.pad_id, dtype, **sizes)
 
 
 def load_language_model(cfg: ModelConfig, mesh: Mesh) -> LanguageModel:
@@ -114,25 +102,9 @@ def _quiet_stderr() -> Iterator[None]:
 
 @functools.cache
 def _engine(
-    cfg: DecoderConfig,
-    mesh: Mesh,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-    dtype: str,
-    slots: int,
-    group: int,
-    prompt_len: int,
-    answer_len: int,
-    steps_per_sync: int,
-    prefill_batch: int | None,
-    top_k: int,
-    top_p: float,
+    cfg: DecoderConfig, mesh: Mesh, eos_ids: tuple[int, ...], pad_id: int, dtype: str, **sizes: Any
 ) -> DecoderEngine:
     with _quiet_stderr():  # JetStream takes seconds to import, and TensorFlow, which it imports, greets with log lines
         from looptool_jax.inference.engine import DecoderEngine
 
-    return DecoderEngine(
-        cfg, mesh=mesh, slots=slots, group=group, prompt_len=prompt_len, answer_len=answer_len, eos_ids=eos_ids,
-        pad_id=pad_id, steps_per_sync=steps_per_sync, prefill_batch=prefill_batch, top_k=top_k, top_p=top_p,
-        dtype=dtype,
-    )  # fmt: skip
+    return DecoderEngine(cfg, mesh=mesh, eos_ids=eos_ids, pad_id=pad_id, dtype=dtype, **sizes)
