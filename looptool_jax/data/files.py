@@ -166,7 +166,7 @@ def list_names(path: PathLike) -> list[str]:
             filesystem, name = _filesystem(path)
             filesystem.invalidate_cache()
             return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(name, detail=False))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
 

@@ -130,6 +130,9 @@ def test_a_missing_shard_is_an_error(tmp_path):
         list(store.read_samples(tmp_path))
     with pytest.raises(DataError, match="no sample set here"):
         list(store.read_samples(tmp_path / "elsewhere"))
+    store.write_text(tmp_path / "set.json", "[]")
+    with pytest.raises(DataError, match=r"set\.json: no sample set here \(expected .*, or a \.jsonl file\)"):
+        list(store.read_samples(tmp_path / "set.json"))
 
 
 def test_a_line_that_is_no_sample_is_named(tmp_path):
