@@ -171,6 +171,27 @@ def test_openai_one_sample_per_assistant_step(tmp_path):
     assert (text.target.text, text.target.intent) == ("Here it is.", "answer")
 
 
+def test_results_stand_in_the_order_of_their_calls(tmp_path):
+    calls = [{"id": f"c{i}", "function": {"name": "search", "arguments": {"query": str(i)}}} for i in range(3)]
+    results = [{"role": "tool", "content": f"r{i}", "tool_call_id": f"c{i}"} for i in (2, 0, 1)]
+    turns = [
+        {"role": "user", "content": "find"},
+        {"role": "assistant", "tool_calls": calls},
+        *results,
+        {"role": "assistant", "content": "done"},
+    ]
+    sample = run(tmp_path, [openai(messages=turns)], "openai").samples[-1]
+    assert [(m.content, m.name) for m in sample.messages if m.role == "tool"] == [
+        ("r0", "search"),
+        ("r1", "search"),
+        ("r2", "search"),
+    ]
+    for unknown in (None, "c9", ["c0"]):
+        results[0]["tool_call_id"] = unknown
+        sample = run(tmp_path, [openai(messages=turns)], "openai").samples[-1]
+        assert [m.content for m in sample.messages if m.role == "tool"] == ["r2", "r0", "r1"]
+
+
 def test_a_system_turn_between_request_and_answer_hides_no_step(tmp_path):
     turns = [{"role": role, "content": role} for role in ("user", "system", "assistant")]
     sample = only(run(tmp_path, [openai(messages=turns)], "openai"))

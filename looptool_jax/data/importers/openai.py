@@ -1,11 +1,13 @@
 """OpenAI-style records: `{messages, tools}` (the STAR release writes xLAM this way).
 
 One sample per assistant message. Calls may be bare `{name, arguments}` or wrapped in `function`, with arguments as
-an object or as a JSON string; contents may be null or a list of text parts.
+an object or as a JSON string; contents may be null or a list of text parts. Chat formats have no call ids, a result
+belongs to the call in its place: where ids tell which call a result answers, results are put in the calls' order.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from looptool_jax.data.importers.common import (
@@ -32,7 +34,7 @@ _ROLES: dict[str, Role] = {
 def convert(record: dict[str, Any], source: Source) -> list[Sample]:
     """One sample per assistant message that answers something. Raises Reject."""
     turns = read_list(record.get("messages"), "messages")
-    messages = [_read_message(raw, number) for number, raw in enumerate(turns, 1)]
+    messages = _in_call_order(turns, [_read_message(raw, number) for number, raw in enumerate(turns, 1)])
     fields = {key: value for key, value in record.items() if key not in ("messages", "tools")}
     return build_samples(split_steps(messages), read_tools(record.get("tools")), source, fields)
 
@@ -52,6 +54,25 @@ def _read_message(raw: Any, number: int) -> Message:
         calls.append(read_call(raw["function_call"]))
     reasoning = raw.get("reasoning_content")
     return Message("assistant", content, tuple(calls), reasoning=reasoning if isinstance(reasoning, str) else "")
+
+
+def _in_call_order(turns: list[dict[str, Any]], messages: list[Message]) -> list[Message]:
+    """The messages with the results behind each assistant turn in the order of its calls, named by the called tool."""
+    out = list(messages)
+    for start, message in enumerate(messages, 1):
+        end = start
+        while end < len(messages) and messages[end].role == "tool":
+            end += 1
+        calls = read_list(turns[start - 1].get("tool_calls"), "tool_calls") if message.calls else []
+        ids = [call.get("id") for call in calls]
+        answered = [turn.get("tool_call_id") for turn in turns[start:end]]
+        if all(isinstance(id_, str) and ids.count(id_) == 1 for id_ in answered):
+            places = [ids.index(id_) for id_ in answered]
+            results = sorted(zip(places, messages[start:end], strict=True), key=lambda pair: pair[0])
+            out[start:end] = [
+                replace(result, name=result.name or message.calls[place].name) for place, result in results
+            ]
+    return out
 
 
 def _read_content(raw: Any, number: int) -> str:
