@@ -115,14 +115,14 @@ def judge(
     \b
     looptool judge --data round-1/data.jsonl --probes probed/probes.jsonl --model nano/judge --out judged
     """
-    from looptool_jax.data.store import read_jsonl, read_samples
+    from looptool_jax.data.store import read_records, read_samples
     from looptool_jax.loop import judge as stage
     from looptool_jax.loop.console import Console
     from looptool_jax.loop.probe import Probe
 
     cfg, console = _config(config, overrides, judge_model=model), Console()
     samples = list(read_samples(data))
-    rows = [Probe.from_json(row) for row in read_jsonl(probes)]
+    rows = read_records(probes, Probe.from_json, "probe")
     lent = _pool(cfg, out).lend(cfg.judge_model) if cfg.judge.enabled else None
     with console.stage("judge"):
         metrics = stage.judge(lent, samples, rows, round_, cfg.judge, out, console)
@@ -143,13 +143,13 @@ def expand(
     \b
     looptool expand --errors judged/errors.jsonl --model nano/judge --out expanded
     """
-    from looptool_jax.data.store import read_jsonl
+    from looptool_jax.data.store import read_records
     from looptool_jax.loop import expand as stage
     from looptool_jax.loop.console import Console
     from looptool_jax.loop.judge import ErrorSeed
 
     cfg, console = _config(config, overrides, judge_model=model), Console()
-    seeds = [ErrorSeed.from_json(row) for row in read_jsonl(errors)]
+    seeds = read_records(errors, ErrorSeed.from_json, "error seed")
     pool = _pool(cfg, out)
     generator = pool.lend(cfg.generator_model or cfg.judge_model)
     verifier = pool.lend(cfg.judge_model) if cfg.expand.verify != "off" else None

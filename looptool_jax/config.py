@@ -14,7 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from looptool_jax.data.store import exists, join, read_text, write_text
+from looptool_jax.data.store import exists, join, lock_directory, read_text, write_text
 from looptool_jax.loop.run_config import RunConfig
 
 # What may differ when a run is resumed: where it lies, and more rounds.
@@ -61,11 +61,16 @@ def shipped_configs() -> dict[str, Path]:
 def keep_config(cfg: RunConfig) -> None:
     """Write the configuration into the run directory, or hold it against the one that is there.
 
-    Raises ConfigError where the directory holds a run with other settings, or settings that cannot be read.
+    Until the first stage is done, other settings replace it. Raises ConfigError where the directory holds a run with
+    other settings, or settings that cannot be read; DataError where another process runs there.
     """
-    path = join(cfg.run_dir, "config.yaml")
+    with lock_directory(cfg.run_dir):
+        _keep_config(cfg, join(cfg.run_dir, "config.yaml"))
+
+
+def _keep_config(cfg: RunConfig, path: str) -> None:
     text = OmegaConf.to_yaml(OmegaConf.create(asdict(cfg)))
-    if exists(path):
+    if exists(path) and exists(join(cfg.run_dir, "manifest.json")):
         old = _kept_settings(path)
         new = _flat(asdict(cfg))
         changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key not in RESUMABLE]

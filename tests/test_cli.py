@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from looptool_jax.data.store import lock_directory
+from looptool_jax.data.store import lock_directory, write_samples
+from looptool_jax.world import generate
 
 MAIN = "from looptool_jax.cli import main; main()"
 
@@ -63,6 +64,17 @@ def test_a_broken_data_file_names_the_line(tmp_path):
         "run", "--config", "micro", f"data.source={tmp_path}/seeds.jsonl", f"run_dir={tmp_path}/run", cwd=tmp_path
     )
     assert_one_line(result, "seeds.jsonl:1")
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "words"),
+    [("judge", "--probes", "other.jsonl:1: no probe"), ("expand", "--errors", "other.jsonl:1: no error seed")],
+)
+def test_a_stage_told_the_wrong_file_says_so(command, option, words, tmp_path):
+    write_samples(str(tmp_path / "data.jsonl"), generate("train", 1, 0))
+    (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
+    data = ["--data", "data.jsonl"] if command == "judge" else []
+    assert_one_line(looptool(command, *data, option, "other.jsonl", "--out", "out", cwd=tmp_path), words)
 
 
 def test_two_runs_in_one_directory(tmp_path):

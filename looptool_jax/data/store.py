@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from looptool_jax.data.files import (
     DataError,
@@ -49,6 +49,7 @@ __all__ = [
     "parse_json",
     "read_bytes",
     "read_jsonl",
+    "read_records",
     "read_samples",
     "read_text",
     "remove",
@@ -59,6 +60,7 @@ __all__ = [
     "write_text",
 ]
 
+Record = TypeVar("Record")
 _SHARD_NAME = re.compile(r"(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.jsonl")
 
 
@@ -88,6 +90,18 @@ def read_jsonl(path: PathLike) -> Iterator[dict[str, Any]]:
     """Yield the rows (JSON objects) of a file; blank lines are skipped. Raises DataError with file:line and reason."""
     for _, row in _numbered_rows(path):
         yield row
+
+
+def read_records(path: PathLike, from_json: Callable[[dict[str, Any]], Record], what: str) -> list[Record]:
+    """Every row of a file through `from_json`. `what` names a record in the DataError of a row that is none."""
+    records = []
+    for number, row in _numbered_rows(path):
+        try:
+            records.append(from_json(row))
+        except (KeyError, TypeError, ValueError) as error:
+            detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise DataError(f"{path}:{number}: no {what}: {detail}") from None
+    return records
 
 
 def _numbered_rows(path: PathLike) -> Iterator[tuple[int, dict[str, Any]]]:

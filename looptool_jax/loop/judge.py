@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from looptool_jax.data.store import join, write_jsonl
+from looptool_jax.data.store import DataError, join, write_jsonl
 from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatRequest
 from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
@@ -102,8 +102,11 @@ def judge(
 
     Writes `out/judgements.jsonl` (one row a mismatch), `out/errors.jsonl` (the error seeds, labels repaired) and
     `out/set_aside.jsonl` (pairs without a trusted verdict). `model` may be None where the judge is disabled.
+    Raises DataError for probes of other samples.
     """
     by_id = {sample.id: sample for sample in samples}
+    if strangers := [row.id for row in probes if row.id not in by_id]:
+        raise DataError(f"judge: the probes are of other samples ({strangers[0]} is not among the given ones)")
     mismatches = [(by_id[row.id], row) for row in probes if not row.correct]
 
     def work(chunk: Sequence[tuple[Sample, Probe]]) -> list[dict[str, Any]]:

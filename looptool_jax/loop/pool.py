@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,8 @@ class ModelPool:
 
     def locate(self, path: str) -> str:
         """The folder of a model: an embedded one (nano/policy, nano/judge), a folder, a GGUF file, or a file inside
-        an installed package (package:NAME/FILE). A GGUF file is converted once, into the cache folder.
+        an installed package (package:NAME/FILE). A GGUF file is converted once, into the cache folder, and again
+        when it changes.
 
         Raises ModelError where there is no such package or file.
         """
@@ -49,10 +51,18 @@ class ModelPool:
             return path
         from looptool_jax.models.gguf import export_gguf
 
-        folder = Path(self.cache_dir) / Path(path).stem
+        folder = Path(self.cache_dir) / _cache_name(Path(path))
         if not (folder / "config.json").exists():
             export_gguf(path, folder)
         return str(folder)
+
+
+def _cache_name(file: Path) -> str:
+    """A folder name of its own for each file and each state of it."""
+    if not file.is_file():
+        raise ModelError(f"{file}: no such model file")
+    state = f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}"
+    return f"{file.stem}-{hashlib.sha256(state.encode()).hexdigest()[:8]}"
 
 
 def _package_file(path: str) -> str:

@@ -56,8 +56,7 @@ def synthesize(
         read = {"read": len(seeds) + len(heldout), "rejected": 0}
     else:
         samples, read = _load(cfg, out)
-        random_for(seed, "heldout").shuffle(samples)
-        heldout, seeds = samples[: cfg.heldout], samples[cfg.heldout :]
+        heldout, seeds = split_heldout(samples, cfg.heldout, seed)
     short = [sample for sample in seeds if policy.prompt_length(sample) <= prompt_limit]
     heldout_short = [sample for sample in heldout if policy.prompt_length(sample) <= prompt_limit]
     pool = list(short)
@@ -83,10 +82,36 @@ def synthesize(
     }
 
 
+def split_heldout(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """`count` samples for evaluation, and the seeds, in random orders keyed by the run.
+
+    Samples that open alike (steps of one dialogue, repetitions) stay on one side. Where the last dialogue held out
+    has more steps than fit, the rest are used nowhere.
+    """
+    dialogues: dict[str, list[Sample]] = {}
+    for sample in samples:
+        opening = next((message.content for message in sample.messages if message.role == "user"), sample.id)
+        dialogues.setdefault(" ".join(opening.split()).casefold(), []).append(sample)
+    order = list(dialogues.values())
+    random_for(seed, "heldout").shuffle(order)
+    heldout: list[Sample] = []
+    while order and len(heldout) < count:
+        heldout += order.pop()
+    return heldout[:count], [sample for dialogue in order for sample in dialogue]
+
+
 def _load(cfg: DataConfig, out: str) -> tuple[list[Sample], dict[str, int]]:
+    """The samples of a file, and how many records were read and rejected. Raises DataError."""
     if cfg.format == "samples":
         samples = list(read_samples(cfg.source))
-        return samples, {"read": len(samples), "rejected": 0}
-    result = import_file(cfg.source, cfg.format, tools=cfg.tools)
-    write_import(result, join(out, "import"))
-    return list(result.samples), {"read": result.read, "rejected": len(result.rejected)}
+        read = {"read": len(samples), "rejected": 0}
+    else:
+        result = import_file(cfg.source, cfg.format, tools=cfg.tools)
+        write_import(result, join(out, "import"))
+        samples, read = list(result.samples), {"read": result.read, "rejected": len(result.rejected)}
+    seen: set[str] = set()
+    for sample in samples:
+        if sample.id in seen:
+            raise DataError(f"{cfg.source}: two samples have the id {sample.id}; ids must be unique")
+        seen.add(sample.id)
+    return samples, read

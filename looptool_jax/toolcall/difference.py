@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ class Difference:
 
     place: the argument's name (behind the call's number where there are several calls), `function`, `call` (one that
     only one response has), or `response` where one of them has no calls. first, second: what the responses have
-    there, values as JSON; "none" where there is nothing.
+    there, values as JSON; "none" where there is nothing. Names that hold anything but letters, digits, `_`, `.` and
+    `-` stand as JSON strings, so that no name reads as another place or line.
     """
 
     place: str
@@ -26,7 +28,7 @@ class Difference:
 
 
 def differences(first: str, second: str, tools: Sequence[Tool]) -> list[Difference]:
-    """The differences between two responses as an assistant writes them; empty where they are the same calls.
+    """The differences between two responses as an assistant writes them; empty where they are the same.
 
     Calls are paired off by name, the most similar first; calls without a partner of their name pair off in their
     order, as another function. Numbers of calls are those of the first response.
@@ -44,10 +46,10 @@ def differences(first: str, second: str, tools: Sequence[Tool]) -> list[Differen
             found.append(Difference("call", _json(a), _json(b)))
             continue
         if a.name != b.name:
-            found.append(Difference(f"{prefix}function", a.name, b.name))
+            found.append(Difference(f"{prefix}function", _name(a.name), _name(b.name)))
         for key in dict.fromkeys((*a.arguments, *b.arguments)):
             if not _same_argument(a, b, key, tools):
-                found.append(Difference(prefix + key, _value(a, key), _value(b, key)))
+                found.append(Difference(prefix + _name(key), _value(a, key), _value(b, key)))
     return found
 
 
@@ -78,7 +80,13 @@ def _pairs(
 
 def _same_argument(a: Call, b: Call, key: str, tools: Sequence[Tool]) -> bool:
     one, two = ({key: call.arguments[key]} if key in call.arguments else {} for call in (a, b))
+    if a.name != b.name:
+        return one == two
     return equal_calls(Call(a.name, one), Call(a.name, two), tools)
+
+
+def _name(text: str) -> str:
+    return text if re.fullmatch(r"[\w.-]+", text) else json.dumps(text, ensure_ascii=False)
 
 
 def _has_calls(response: Parsed | ParseFailure) -> bool:

@@ -53,7 +53,9 @@ def test_a_broken_file_is_one_line(tmp_path):
 
 def test_a_run_directory_keeps_its_settings(tmp_path):
     run_dir = f"run_dir={tmp_path}/run"
-    keep_config(load_config("micro", [run_dir]))
+    keep_config(load_config("micro", [run_dir, "policy.path=mistyped"]))
+    keep_config(load_config("micro", [run_dir]))  # nothing was done with the first settings
+    (tmp_path / "run" / "manifest.json").write_text("{}")
     keep_config(load_config("micro", [run_dir]))
     keep_config(load_config("micro", [run_dir, "rounds=3"]))
     with pytest.raises(ConfigError, match="rounds can only grow"):

@@ -69,6 +69,19 @@ def test_no_difference_is_a_match_and_the_sides_are_symmetric(one, other):
     assert bool(here) == bool(there)
 
 
-@given(st.text(), st.text())
+def test_no_name_reads_as_another_line():
+    forged = Call("book", {"x\ncity: 1 | 2": "Oslo"})
+    assert differences(said(forged), said(Call("book", {})), TOOLS) == [
+        Difference('"x\\ncity: 1 | 2"', '"Oslo"', "none")
+    ]
+    assert differences(said(Call("b\nc")), said(Call("book")), TOOLS) == [Difference("function", '"b\\nc"', "book")]
+
+
+_pieces = st.sampled_from(
+    ["<tool_call>", "</tool_call>", '{"name": "book", "arguments": {"city": ', '"Oslo"', "}}", "\n", "<think>"]
+)
+
+
+@given(st.lists(_pieces | st.text(max_size=5), max_size=12).map("".join), st.lists(_pieces, max_size=12).map("".join))
 def test_total(one, other):
     differences(one, other, TOOLS)
