@@ -88,7 +88,7 @@ def train(
     if optimizer.schedule == "cosine" and not optimizer.total_steps:
         optimizer = replace(optimizer, total_steps=len(batches) * cfg.updates)
     longest = (cfg.answers.prompt_tokens, cfg.answers.answer_tokens)
-    trainer = PolicyTrainer(policy.lm, optimizer, cfg.grpo, join(out, "checkpoints"), longest)
+    trainer = PolicyTrainer(policy.lm, optimizer, cfg.grpo, join(out, "checkpoints"), longest, cfg.temperature)
     step = trainer.restore()
     log = _StepLog(join(out, "progress.jsonl"), step)
     console.expect(len(batches))

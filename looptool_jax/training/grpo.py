@@ -133,9 +133,11 @@ def make_grpo_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     shardings: TrainState,
+    temperature: float = 1.0,
 ) -> Callable[[TrainState, GrpoBatch], tuple[TrainState, Metrics]]:
     """The compiled update `step(state, batch) -> (state, metrics)`; `state` is donated.
 
+    temperature: what the answers were drawn at (> 0). All log-probs are those of that distribution.
     Without `batch.old_logprobs` the policy is on its own data: the ratio is 1 and nothing is clipped. Compiles once
     per batch shape. Metrics (float32 scalars): loss, grad_norm (before clipping), ratio, clip_fraction,
     dual_clip_fraction, kl (k3, to the old policy), entropy (mean of -log p over the answer tokens: an estimate),
@@ -150,7 +152,7 @@ def make_grpo_step(
         totals = Totals.of(batch)
 
         def loss(params, part):
-            logprobs = answer_logprobs(params, cfg, grpo, part)
+            logprobs = answer_logprobs(params, cfg, grpo, part, temperature)
             return policy_loss(grpo, logprobs, part, totals)
 
         grads, value, metrics = accumulated_gradients(loss, state.params, batch, grpo.micro_batches, shardings.params)
@@ -167,15 +169,18 @@ def make_grpo_step(
 
 
 def make_logprob_step(
-    cfg: DecoderConfig, grpo: GrpoConfig, mesh: Mesh, param_shardings: decoder.Params
+    cfg: DecoderConfig, grpo: GrpoConfig, mesh: Mesh, param_shardings: decoder.Params, temperature: float = 1.0
 ) -> Callable[[decoder.Params, GrpoBatch], Float[Array, "n group time"]]:
-    """The compiled `old_logprobs = step(params, batch)`: needed where one batch of rollouts feeds several updates."""
+    """The compiled `old_logprobs = step(params, batch)`: needed where one batch of rollouts feeds several updates.
+
+    `temperature` is that of the update's step.
+    """
     rows = batch_sharding(mesh, 1)
 
     @partial(jax.jit, in_shardings=(param_shardings, rows), out_shardings=rows)
     def step(params, batch):
         parts = split_rows(batch, grpo.micro_batches, mesh)
-        return merge_rows(jax.lax.map(lambda part: answer_logprobs(params, cfg, grpo, part), parts))
+        return merge_rows(jax.lax.map(lambda part: answer_logprobs(params, cfg, grpo, part, temperature), parts))
 
     def checked_step(params, batch):
         check_rows("prompts", len(batch.prompts), grpo.micro_batches, mesh)
@@ -211,9 +216,9 @@ def grpo_update(
 
 
 def answer_logprobs(
-    params: decoder.Params, cfg: DecoderConfig, grpo: GrpoConfig, batch: GrpoBatch
+    params: decoder.Params, cfg: DecoderConfig, grpo: GrpoConfig, batch: GrpoBatch, temperature: float = 1.0
 ) -> Float[Array, "n group time"]:
-    """log p of every answer token given its prompt and the answer before it, float32; 0 on padding.
+    """log p of every answer token given its prompt and the answer before it, at a temperature; float32; 0 on padding.
 
     The state of the last prompt token predicts the first answer token.
     """
@@ -232,7 +237,7 @@ def answer_logprobs(
     first = jnp.take_along_axis(prompt_hidden, last[:, None, None], axis=1)[:, None]
     first = jnp.broadcast_to(first, (n, group, 1, cfg.hidden_size))
     hidden = jnp.concatenate([first, hidden[:, :, :-1]], axis=2)
-    logprobs = token_logprobs(params, cfg, hidden, batch.answers, grpo.logprob_chunk)
+    logprobs = token_logprobs(params, cfg, hidden, batch.answers, grpo.logprob_chunk, temperature)
     return jnp.where(_answer_mask(batch), logprobs, 0.0)
 
 

@@ -16,8 +16,9 @@ def token_logprobs(
     hidden: Float[Array, "*rows time embed"],
     targets: Int[Array, "*rows time"],
     chunk: int,
+    temperature: float = 1.0,
 ) -> Float[Array, "*rows time"]:
-    """Log-softmax of `targets` under the model's head, float32, natural logarithm.
+    """Log-softmax of `targets` under the model's head at a temperature (> 0), float32, natural logarithm.
 
     The time axis is cut into pieces of `chunk` positions; each piece computes its logits, keeps one number per
     token and drops the logits, and the backward pass computes them again. The largest array is therefore
@@ -29,7 +30,7 @@ def token_logprobs(
     @jax.checkpoint
     def piece(inputs):
         hidden, targets = inputs
-        logits = decoder.logits(params, cfg, hidden)
+        logits = decoder.logits(params, cfg, hidden) / temperature
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 

@@ -43,6 +43,7 @@ class PolicyTrainer:
         lm: the policy to start from; its weights are copied.
         checkpoints: folder of this round's checkpoints.
         longest: most tokens of a prompt and of an answer; batches are padded to a power of two or to this.
+        temperature: what the rollouts are drawn at (> 0).
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class PolicyTrainer:
         grpo: GrpoConfig,
         checkpoints: str,
         longest: tuple[int, int],
+        temperature: float,
     ) -> None:
         self.lm, self.checkpoints, self.longest = lm, checkpoints, longest
         axes = decoder.logical_axes(lm.cfg)
@@ -62,8 +64,8 @@ class PolicyTrainer:
         # Split first: the float32 copy of weights that lie whole on every device might not fit.
         master = jax.tree.map(lambda x: x.astype(jnp.float32), jax.device_put(lm.params, placed))
         self.state: TrainState = init_state(tx, master, self.shardings)
-        self._step = make_grpo_step(lm.cfg, grpo, tx, lm.mesh, self.shardings)
-        self._logprobs = make_logprob_step(lm.cfg, grpo, lm.mesh, self.shardings.params)
+        self._step = make_grpo_step(lm.cfg, grpo, tx, lm.mesh, self.shardings, temperature)
+        self._logprobs = make_logprob_step(lm.cfg, grpo, lm.mesh, self.shardings.params, temperature)
 
     @property
     def params(self) -> decoder.Params:

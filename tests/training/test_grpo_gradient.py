@@ -68,8 +68,8 @@ def plain_logits(params, ids):
     return _norm(x, params["final_norm"]) @ params["embedding"].T
 
 
-def plain_logprobs(params, prompt, answer):
-    logprobs = plain_logits(params, [*prompt, *answer]).log_softmax(-1)
+def plain_logprobs(params, prompt, answer, temperature=1.0):
+    logprobs = (plain_logits(params, [*prompt, *answer]) / temperature).log_softmax(-1)
     return [logprobs[len(prompt) - 1 + i, token] for i, token in enumerate(answer)]
 
 
@@ -79,7 +79,7 @@ def plain_surrogate(grpo, log_ratio, advantage):
     return torch.minimum(loss, -advantage * grpo.dual_clip) if advantage < 0 else loss
 
 
-def plain_loss(params, grpo, batch, logprobs=None):
+def plain_loss(params, grpo, batch, logprobs=None, temperature=1.0):
     """One sample, one token at a time. Returns the loss and how many terms sat in which region."""
     per_answer, regions = [], {"clipped": 0, "dual": 0, "free": 0}
     for n in range(len(batch.prompts)):
@@ -89,7 +89,7 @@ def plain_loss(params, grpo, batch, logprobs=None):
             if not answer:
                 continue
             advantage = torch.tensor(float(batch.advantages[n, g]), dtype=torch.float64)
-            new = logprobs[n][g][: len(answer)] if logprobs else plain_logprobs(params, prompt, answer)
+            new = logprobs[n][g][: len(answer)] if logprobs else plain_logprobs(params, prompt, answer, temperature)
             if batch.old_logprobs is None:
                 old = [x.detach() for x in new]
             else:
@@ -119,9 +119,9 @@ def _aggregate(grpo, terms):
     return sum(sum(t) / len(t) for t in terms) / len(terms)
 
 
-def plain_gradients(params, grpo, batch):
+def plain_gradients(params, grpo, batch, temperature=1.0):
     params = jax.tree.map(lambda x: torch.tensor(np.asarray(x), dtype=torch.float64, requires_grad=True), params)
-    loss, regions = plain_loss(params, grpo, batch)
+    loss, regions = plain_loss(params, grpo, batch, temperature=temperature)
     loss.backward()
     return loss.item(), jax.tree.map(lambda x: x.grad.numpy(), params), regions
 
@@ -136,10 +136,10 @@ def params():
     return {**values, "embedding": values["embedding"] * 15}
 
 
-def step_gradients(params, grpo, batch, mesh_cfg=None):
+def step_gradients(params, grpo, batch, mesh_cfg=None, temperature=1.0):
     mesh = make_mesh(mesh_cfg) if mesh_cfg else make_mesh(MeshConfig(), jax.devices()[:1])
     shardings = state_shardings(RECORD, params, param_shardings(mesh, decoder.logical_axes(CFG), params), mesh)
-    step = compiled(grpo, mesh_cfg, mesh, shardings)
+    step = compiled(grpo, mesh_cfg, mesh, shardings, temperature)
     state, metrics = step(init_state(RECORD, params, shardings), batch)
     return {k: float(v) for k, v in metrics.items()}, jax.tree.map(np.asarray, state.opt_state[0].trace)
 
@@ -147,10 +147,11 @@ def step_gradients(params, grpo, batch, mesh_cfg=None):
 STEPS = {}
 
 
-def compiled(grpo, mesh_cfg, mesh, shardings):
-    if (grpo, mesh_cfg) not in STEPS:
-        STEPS[grpo, mesh_cfg] = make_grpo_step(CFG, grpo, RECORD, mesh, shardings)
-    return STEPS[grpo, mesh_cfg]
+def compiled(grpo, mesh_cfg, mesh, shardings, temperature):
+    key = (grpo, mesh_cfg, temperature)
+    if key not in STEPS:
+        STEPS[key] = make_grpo_step(CFG, grpo, RECORD, mesh, shardings, temperature)
+    return STEPS[key]
 
 
 def relative_error(found, expected):
@@ -176,7 +177,7 @@ def random_batch(seed, n, group, prompt_len, answer_len):
     return batch
 
 
-def with_old_logprobs(params, batch, seed, spread):
+def with_old_logprobs(params, batch, seed, spread, temperature=1.0):
     """Old log-probs shifted away from the current ones, so that ratios fall in every region of the clip."""
     padded = np.zeros(batch.answers.shape, np.float32)
     plain = jax.tree.map(lambda x: torch.tensor(np.asarray(x), dtype=torch.float64), params)
@@ -184,7 +185,7 @@ def with_old_logprobs(params, batch, seed, spread):
         answer = batch.answers[n, g, : batch.answer_lengths[n, g]].tolist()
         prompt = batch.prompts[n, : batch.prompt_lengths[n]].tolist()
         if answer:
-            padded[n, g, : len(answer)] = [x.item() for x in plain_logprobs(plain, prompt, answer)]
+            padded[n, g, : len(answer)] = [x.item() for x in plain_logprobs(plain, prompt, answer, temperature)]
     shift = np.random.default_rng(seed).normal(scale=spread, size=padded.shape)
     return batch._replace(old_logprobs=(padded + shift).astype(np.float32))
 
@@ -198,6 +199,23 @@ def test_on_policy_gradient(params):
     assert metrics["ratio"] == pytest.approx(1, abs=1e-6) and metrics["clip_fraction"] == 0
     assert metrics["tokens"] == batch.answer_lengths.sum()
     assert metrics["prompt_tokens"] == batch.prompt_lengths.sum()
+
+
+def test_gradient_at_the_temperature_of_the_rollouts(params):
+    """New and old log-probs are those of the distribution that the answers were drawn from."""
+    batch = random_batch(8, n=3, group=4, prompt_len=9, answer_len=6)
+    same = with_old_logprobs(params, batch, 0, spread=0.0, temperature=0.7)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    shardings = param_shardings(mesh, decoder.logical_axes(CFG), params)
+    old = make_logprob_step(CFG, GrpoConfig(), mesh, shardings, 0.7)(params, batch)
+    np.testing.assert_allclose(old, same.old_logprobs, atol=1e-4)
+
+    batch = with_old_logprobs(params, batch, 8, spread=0.8, temperature=0.7)
+    loss, expected, regions = plain_gradients(params, GrpoConfig(), batch, temperature=0.7)
+    assert regions["clipped"] and regions["free"]
+    metrics, found = step_gradients(params, GrpoConfig(), batch, temperature=0.7)
+    assert relative_error(found, expected) < 1e-5
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-5, abs=1e-6)
 
 
 @settings(max_examples=6, deadline=None)

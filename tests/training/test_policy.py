@@ -41,7 +41,7 @@ def trainer_of(tmp_path):
             str(tmp_path / "policy"),
         )
         optimizer = OptimizerConfig(learning_rate=rate)
-        return PolicyTrainer(lm, optimizer, GrpoConfig(), str(tmp_path / "checkpoints"), (40, 40)), lm
+        return PolicyTrainer(lm, optimizer, GrpoConfig(), str(tmp_path / "checkpoints"), (40, 40), 1.0), lm
 
     return make
 
