@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from looptool_jax.inference.lm import LanguageModel
 
 SMALLEST_BUCKET = 32
+COUNTS = ("tokens", "prompt_tokens")  # metrics that add up over the optimiser steps of a batch
 
 
 class Rollout(Protocol):
@@ -80,7 +81,7 @@ class PolicyTrainer:
         rewards: Float[np.ndarray, "n group"],
         updates: int = 1,
     ) -> dict[str, float]:
-        """One batch of rollouts, in `updates` optimiser steps; returns their mean metrics.
+        """One batch of rollouts, in `updates` optimiser steps; returns the mean of their metrics, of COUNTS the sum.
 
         With more than one, the ratio is taken against the policy that made the rollouts.
         """
@@ -93,7 +94,11 @@ class PolicyTrainer:
         )  # fmt: skip
         self.state, history = grpo_update(self._step, self._logprobs, self.state, batch, updates)
         history = jax.device_get(history)
-        return {name: round(float(np.mean([metrics[name] for metrics in history])), 8) for name in history[0]}
+        columns = {name: [metrics[name] for metrics in history] for name in history[0]}
+        return {
+            name: round(float(np.sum(column) if name in COUNTS else np.mean(column)), 8)
+            for name, column in columns.items()
+        }
 
     def save(self, step: int) -> None:
         """Checkpoint after `step` batches; earlier ones are removed."""

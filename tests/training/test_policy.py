@@ -64,6 +64,13 @@ def test_an_update_raises_what_was_rewarded_and_lowers_the_rest(trainer_of):
     assert metrics["ratio"] == pytest.approx(1, abs=1e-6) and metrics["grad_norm"] > 0
 
 
+def test_several_updates_count_the_whole_batch(trainer_of):
+    trainer, _ = trainer_of(1e-2)
+    metrics = trainer.update(PROMPTS, GROUPS, REWARDS, updates=2)
+    assert (metrics["tokens"], metrics["prompt_tokens"]) == (14, 4)
+    assert metrics["ratio"] == pytest.approx(1, abs=0.5)
+
+
 def test_small_updates_add_up_in_float32_master_weights(trainer_of):
     trainer, lm = trainer_of(1e-6)
     start = trainer.state.params
