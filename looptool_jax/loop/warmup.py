@@ -164,7 +164,7 @@ def train_nano(cfg: NanoConfig, out_dir: str | Path, log: Log) -> None:
         return _Trainer(
             model,
             mesh,
-            OptimizerConfig("adamw", rate, "cosine", cfg.warmup_steps, steps, b2=0.98),
+            OptimizerConfig(rate, "cosine", cfg.warmup_steps, steps, b2=0.98),
             SftConfig(remat=True),
         )
 
@@ -235,7 +235,7 @@ def sft_warmup(
             f"the {cfg.rows} of a batch; give more samples or fewer rows"
         )
     steps = cfg.epochs * epoch_steps
-    optimizer = OptimizerConfig("adamw", cfg.learning_rate, "cosine", int(steps * cfg.warmup_share), steps)
+    optimizer = OptimizerConfig(cfg.learning_rate, "cosine", int(steps * cfg.warmup_share), steps)
     sft = SftConfig(micro_batches=cfg.micro_batches, remat=cfg.remat, compute_dtype=cfg.compute_dtype)
     trainer = _Trainer(lm.cfg, lm.mesh, optimizer, sft)
     losses: list[float] = []
@@ -284,7 +284,7 @@ class _Trainer:
 
     def __init__(self, model: DecoderConfig, mesh: Mesh, optimizer_cfg: OptimizerConfig, sft: SftConfig) -> None:
         shapes, axes = decoder.abstract_params(model), decoder.logical_axes(model)
-        self._optimizer = make_optimizer(optimizer_cfg, axes)
+        self._optimizer = make_optimizer(optimizer_cfg)
         self._shardings = state_shardings(self._optimizer, shapes, param_shardings(mesh, axes, shapes), mesh)
         self.abstract = abstract_state(self._optimizer, shapes, self._shardings)
         self.step = make_sft_step(model, sft, self._optimizer, mesh, self._shardings)

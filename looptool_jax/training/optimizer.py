@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from optax.contrib import MuonDimensionNumbers, muon
 
 from looptool_jax.parallel.rules import replicated
 
@@ -20,9 +19,8 @@ class OptimizerError(ValueError):
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Defaults: the paper's run (verl's AdamW, constant rate, no warm-up, gradient clip 1.0)."""
+    """AdamW. Defaults: the paper's run (verl: constant rate, no warm-up, gradient clip 1.0)."""
 
-    name: Literal["adamw", "muon"] = "adamw"  # muon: weight matrices; embeddings and norms by NAdam
     learning_rate: float = 1e-6
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0  # linear, from zero
@@ -34,8 +32,6 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in ("adamw", "muon"):
-            raise OptimizerError(f"optimizer.name is {self.name!r}: use 'adamw' or 'muon'")
         if self.schedule not in ("constant", "cosine"):
             raise OptimizerError(f"optimizer.schedule is {self.schedule!r}: use 'constant' or 'cosine'")
         if self.schedule == "cosine" and self.total_steps and self.total_steps <= self.warmup_steps:
@@ -66,38 +62,13 @@ def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:
     return optax.constant_schedule(cfg.learning_rate)
 
 
-def make_optimizer(cfg: OptimizerConfig, logical_axes: Any) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW (decoupled decay on every parameter, as torch does) or Muon.
+def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW with decoupled decay on every parameter, as torch does.
 
-    `logical_axes` is the model's tree of axis names; Muon reads from it which axes of a stacked weight form its
-    matrix. Muon's updates are scaled to AdamW's usual size (consistent RMS 0.2, arXiv 2502.16982), so that one
-    learning rate serves both kinds of parameter.
+    Raises OptimizerError: a cosine schedule without `total_steps`.
     """
-    rate = learning_rate(cfg)
-    if cfg.name == "muon":
-        update = muon(
-            rate,
-            weight_decay=cfg.weight_decay,
-            adam_b1=cfg.b1,
-            adam_b2=cfg.b2,
-            eps=cfg.eps,
-            consistent_rms=0.2,
-            muon_weight_dimension_numbers=jax.tree.map(
-                _matrix_axes, logical_axes, is_leaf=lambda x: isinstance(x, tuple)
-            ),
-        )
-    else:
-        update = optax.adamw(rate, b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, weight_decay=cfg.weight_decay)
+    update = optax.adamw(learning_rate(cfg), b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, weight_decay=cfg.weight_decay)
     return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), update)
-
-
-def _matrix_axes(names: tuple[str | None, ...]) -> MuonDimensionNumbers | None:
-    """The two sides of a weight matrix: `embed` against all its other axes but the layer; None: not a matrix."""
-    sides = [i for i, name in enumerate(names) if name not in ("layers", "embed")]
-    if "embed" not in names or "vocab" in names or not sides:
-        return None
-    embed = names.index("embed")
-    return MuonDimensionNumbers(*((embed,), tuple(sides)) if embed < sides[0] else (tuple(sides), (embed,)))
 
 
 def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: TrainState) -> TrainState:

@@ -59,7 +59,7 @@ class PolicyTrainer:
         self.lm, self.checkpoints, self.longest = lm, checkpoints, longest
         axes = decoder.logical_axes(lm.cfg)
         abstract = decoder.abstract_params(lm.cfg, jnp.float32)
-        tx = make_optimizer(optimizer, axes)
+        tx = make_optimizer(optimizer)
         placed = rules.param_shardings(lm.mesh, axes, abstract, rules.TRAINING)
         self.shardings = state_shardings(tx, abstract, placed, lm.mesh)
         # Split first: the float32 copy of weights that lie whole on every device might not fit.

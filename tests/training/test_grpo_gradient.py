@@ -260,7 +260,7 @@ def test_several_updates_equal_torch_adamw(params):
     grpo, rate = GrpoConfig(micro_batches=2), 0.02
     batch = random_batch(4, 8, 3, 7, 5)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=rate), decoder.logical_axes(CFG))
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=rate))
     shardings = state_shardings(optimizer, params, param_shardings(mesh, decoder.logical_axes(CFG), params), mesh)
     step = make_grpo_step(CFG, grpo, optimizer, mesh, shardings)
     logprob_step = make_logprob_step(CFG, grpo, mesh, shardings.params)
