@@ -342,31 +342,6 @@ class DecoderEngine(engine_api.Engine):
         tokens = np.pad(prompt, padding, constant_values=self.pad_id)
         return self.prefill_many(params, tokens[None], np.array([true_length]))
 
-    def prefill_multisampling(
-        self,
-        *,
-        params: Params,
-        existing_prefix: Prefix | None = None,
-        padded_tokens: Int[Array | np.ndarray, " T"],
-        true_length: int,
-        sampler: Any = None,
-        rng: Any = None,
-        num_samples: int = 1,
-    ) -> tuple[Prefix, engine_api.ResultTokens]:
-        """Prefill of one prompt for its group. All tokens, the first one too, come from `generate`: the result that
-        goes with the prefix holds no valid token.
-
-        Raises:
-            EngineError: `num_samples` is not the engine's group, or as in `prefill`.
-        """
-        if num_samples != self.group:
-            raise EngineError(f"engine: {num_samples} samples asked for, but the engine has groups of {self.group}")
-        prefix = self.prefill(
-            params=params, existing_prefix=existing_prefix, padded_tokens=padded_tokens, true_length=true_length
-        )
-        columns = 3 * self.steps_per_sync + 1
-        return prefix, self._result(np.zeros((self.group, columns), np.int32))
-
     def insert(
         self,
         prefix: Prefix,
@@ -384,12 +359,6 @@ class DecoderEngine(engine_api.Engine):
             np.array([self.answer_len if max_new is None else max_new]),
         )  # fmt: skip
 
-    def bulk_insert(self, prefix: Prefix, decode_state: DecodeState, slots: list[int]) -> DecodeState:
-        """Puts one prompt into several slots; slot i draws with the request key (0, i). `decode_state` is donated."""
-        for i, slot in enumerate(slots):
-            decode_state = self.insert(prefix, decode_state, slot, key=(0, i))
-        return decode_state
-
     def generate(
         self, params: Params, decode_state: DecodeState, sampler: Any = None
     ) -> tuple[DecodeState, engine_api.ResultTokens]:
@@ -399,14 +368,8 @@ class DecoderEngine(engine_api.Engine):
         for each (0 from the end of the answer on) and the length of the answer; `log_probs` reads the rest.
         """
         decode_state, data = self._generate(params, decode_state)
-        return decode_state, self._result(data)
-
-    def _result(self, data: Any) -> engine_api.ResultTokens:
         k = self.steps_per_sync
-        return engine_api.ResultTokens(data, (0, k), (k, 2 * k), (2 * k, 2 * k + 1), self.group)
-
-    def free_resource(self, slot: int) -> None:
-        """Nothing is held for a slot beyond its rows, which the next insert takes over."""
+        return decode_state, engine_api.ResultTokens(data, (0, k), (k, 2 * k), (2 * k, 2 * k + 1), self.group)
 
     def load_params(self, params: Params) -> Params:
         """The parameters where decoding wants them (no copy when they are there)."""
@@ -445,14 +408,6 @@ class DecoderEngine(engine_api.Engine):
     @property
     def colocated_cpus(self) -> None:
         return None
-
-    @property
-    def use_chunked_prefill(self) -> bool:
-        return False
-
-    @property
-    def prefill_chunk_size(self) -> int:
-        return self.prompt_len
 
 
 def prefill_buckets(prompt_len: int) -> tuple[int, ...]:

@@ -9,8 +9,6 @@ import pytest
 from looptool_jax.inference.batch import generate
 from looptool_jax.parallel.mesh import MeshConfig, ShardingError, make_mesh
 
-HEAD_MEMBERS = ("prefill_multisampling", "bulk_insert", "free_resource", "use_chunked_prefill", "prefill_chunk_size")
-
 
 def _padded(engine, prompt):
     return np.array(prompt + [engine.pad_id] * (engine.bucket(len(prompt)) - len(prompt)), np.int32)
@@ -41,7 +39,6 @@ def test_it_is_a_jetstream_engine(engine):
 
     assert isinstance(engine, Engine)
     assert not type(engine).__abstractmethods__
-    assert all(hasattr(engine, name) for name in HEAD_MEMBERS)
     assert (engine.max_concurrent_decodes, engine.samples_per_slot, engine.max_prefill_length) == (3, 4, 32)
     assert engine.mesh.axis_names == ("data", "fsdp", "tensor")
     assert engine.get_tokenizer().path == ""
@@ -63,25 +60,6 @@ def test_a_slot_is_taken_over_while_others_go_on(engine, tiny, requests):
     _, _, state = _by_hand(engine, tiny.params, engine.init_decode_state(), long, 0, syncs=1)
     tokens, _, state = _by_hand(engine, tiny.params, state, short, 0, syncs=3, max_new=6)
     assert tokens == [tiny.greedy(short, 6)] * 4
-
-
-def test_bulk_insert_puts_one_prompt_into_several_slots(engine, tiny, requests):
-    prompt = requests[3].tokens
-    prefix, nothing = engine.prefill_multisampling(
-        params=engine.load_params(tiny.params),
-        padded_tokens=_padded(engine, prompt),
-        true_length=len(prompt),
-        num_samples=4,
-    )
-    assert not nothing.get_result_at_slot(0).valid.any()
-    state = engine.bulk_insert(prefix, engine.init_decode_state(), [0, 2])
-    _, result = engine.generate(engine.load_params(tiny.params), state)
-    result = result.convert_to_numpy()
-    expected = tiny.greedy(prompt, engine.steps_per_sync)
-    for slot in (0, 2):
-        rows = result.get_result_at_slot(slot)
-        assert rows.tokens[0][rows.valid[0].astype(bool)].tolist() == expected
-    assert not result.get_result_at_slot(1).valid.any()
 
 
 def test_new_weights_slots_and_temperatures_need_no_compilation(engine, tiny, requests):
@@ -131,7 +109,3 @@ def test_bad_calls_are_refused(engine, tiny):
         engine.prefill(params=tiny.params, existing_prefix=(), padded_tokens=np.zeros(16, np.int32), true_length=3)
     with pytest.raises(EngineError, match="a prompt of 20 tokens padded to 16"):
         engine.prefill(params=tiny.params, padded_tokens=np.zeros(16, np.int32), true_length=20)
-    with pytest.raises(EngineError, match="groups of 4"):
-        engine.prefill_multisampling(
-            params=tiny.params, padded_tokens=np.zeros(16, np.int32), true_length=3, num_samples=2
-        )
