@@ -47,9 +47,11 @@ def corrupt(
 
     kind: one of KINDS; None tries the kinds that fit the target in random order. The answer is always one that the
     strict matcher rejects. Tools that are not of this world: `foreign`, any kind. Raises WorldError where the kind
-    does not fit, or no wrong answer is found.
+    does not fit, a kind is asked for with such tools, or no wrong answer is found.
     """
     if not all(is_of_world(tool) for tool in tools):
+        if kind is not None:
+            raise WorldError(f"corrupt: kind {kind!r}: kinds can only be asked for with the world's own tools")
         for _ in range(_TRIES**2):
             made = foreign.wrong_target(target, tools, messages, rng)
             if made and not match(Parsed(made[0].calls, made[0].text, ""), target, tools).ok:

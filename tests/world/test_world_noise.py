@@ -93,6 +93,8 @@ def test_labels_of_foreign_tools_become_wrong_too():
             assert not right(wrong, sample) and detail
             kinds.add(kind)
     assert kinds == set(KINDS) - {"wrong_type", "extra_argument", "wrong_text"}
+    with pytest.raises(WorldError, match="kinds can only be asked for with the world's own tools"):
+        corrupt(FOREIGN.target, FOREIGN.tools, FOREIGN.messages, rng, "wrong_value")
 
 
 def test_a_label_that_cannot_be_wrong_makes_way_for_another():
