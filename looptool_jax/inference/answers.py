@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from looptool_jax.inference.batch import Completion, Request, generate
 from looptool_jax.inference.lm import LanguageModel
+from looptool_jax.limits import at_least
 from looptool_jax.toolcall import Message, Sample
 
 OnTokens = Callable[[int], None]
@@ -22,6 +23,12 @@ class AnswerConfig:
     slots: int = 64
     steps_per_sync: int = 8
     prefill_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "answer_tokens", "slots", "steps_per_sync"):
+            at_least(f"answers.{name}", getattr(self, name), 1)
+        if self.prefill_batch is not None:
+            at_least("answers.prefill_batch", self.prefill_batch, 1)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from looptool_jax.data.store import dump_json, join, write_jsonl, write_samples
 from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatRequest
+from looptool_jax.limits import above, at_least
 from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.judge import ErrorSeed
@@ -53,6 +54,12 @@ class ExpandConfig:
     def __post_init__(self) -> None:
         if self.verify not in ("verdict", "answer", "off"):
             raise ValueError(f"expand.verify: expected verdict, answer or off, found {self.verify!r}")
+        at_least("expand.per_error", self.per_error, 1)
+        at_least("expand.chunk", self.chunk, 1)
+        above("expand.temperature", self.temperature, 0)
+        at_least("expand.top_k", self.top_k, 0)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"expand.top_p: more than 0 and at most 1, found {self.top_p}")
 
 
 def expand(

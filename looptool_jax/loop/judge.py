@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from looptool_jax.data.store import DataError, join, write_jsonl
 from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatRequest
+from looptool_jax.limits import at_least
 from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.probe import Probe
@@ -51,6 +52,9 @@ class JudgeConfig:
     prompt: Variant = "full"
     answers: AnswerConfig = field(default_factory=AnswerConfig)
     chunk: int = 256
+
+    def __post_init__(self) -> None:
+        at_least("judge.chunk", self.chunk, 1)
 
 
 @dataclass(frozen=True)

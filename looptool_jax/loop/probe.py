@@ -13,6 +13,7 @@ from typing import Any
 
 from looptool_jax.data.store import join, write_jsonl
 from looptool_jax.inference.answers import AnswerConfig, Answerer
+from looptool_jax.limits import at_least
 from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.reward import RewardConfig, score
@@ -25,6 +26,9 @@ class ProbeConfig:
 
     answers: AnswerConfig = field(default_factory=AnswerConfig)
     chunk: int = 512
+
+    def __post_init__(self) -> None:
+        at_least("probe.chunk", self.chunk, 1)
 
 
 @dataclass(frozen=True)

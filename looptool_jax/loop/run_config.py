@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from looptool_jax.evaluation.heldout import EvalConfig
 from looptool_jax.inference.lm import ModelConfig
+from looptool_jax.limits import at_least
 from looptool_jax.loop.compose import ComposeConfig
 from looptool_jax.loop.expand import ExpandConfig
 from looptool_jax.loop.judge import JudgeConfig
@@ -47,7 +48,7 @@ class RunConfig:
     evaluate: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ValueError(f"rounds: at least 1, found {self.rounds}")
+        at_least("rounds", self.rounds, 1)
+        at_least("data.heldout", self.data.heldout, 0)
         if self.data.round_size < self.train.batch:
             raise ValueError(f"data.round_size={self.data.round_size} is smaller than train.batch={self.train.batch}")

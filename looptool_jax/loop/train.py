@@ -11,6 +11,7 @@ import numpy as np
 
 from looptool_jax.data.store import DataError, Progress, join, write_jsonl
 from looptool_jax.inference.answers import Answer, AnswerConfig, Answerer
+from looptool_jax.limits import above, at_least
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.keys import key_for, random_for
 from looptool_jax.loop.reward import RewardConfig, score
@@ -39,6 +40,9 @@ class TrainConfig:
     answers: AnswerConfig = field(default_factory=AnswerConfig)
 
     def __post_init__(self) -> None:
+        for name in ("batch", "epochs", "group", "updates", "checkpoint_every"):
+            at_least(f"train.{name}", getattr(self, name), 1)
+        above("train.temperature", self.temperature, 0)
         if self.batch % self.updates:
             raise ValueError(f"train.updates: {self.updates} does not divide train.batch={self.batch}")
 

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from looptool_jax.data.store import DataError, read_jsonl, write_jsonl
 from looptool_jax.inference.answers import AnswerConfig, Answerer
 from looptool_jax.inference.lm import LanguageModel, ModelConfig, load_language_model
+from looptool_jax.limits import above, at_least
 from looptool_jax.loop import nano_examples as examples
 from looptool_jax.loop.keys import key_for
 from looptool_jax.loop.nano_tokenizer import build_tokenizer
@@ -141,6 +142,11 @@ class WarmupConfig:
     checkpoint_every: int = 50
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "rows", "length", "micro_batches", "checkpoint_every"):
+            at_least(f"warmup.{name}", getattr(self, name), 1)
+        above("warmup.learning_rate", self.learning_rate, 0)
 
 
 def train_nano(cfg: NanoConfig, out_dir: str | Path, log: Log) -> None:

@@ -19,6 +19,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from looptool_jax.limits import at_least
 from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig
 from looptool_jax.parallel.rules import batch_sharding, replicated
@@ -59,8 +60,8 @@ class GrpoConfig:
             raise ValueError(f"grpo.loss_agg is {self.loss_agg!r}: use 'token-mean' or 'seq-mean-token-mean'")
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"grpo.compute_dtype is {self.compute_dtype!r}: use 'float32' or 'bfloat16'")
-        if self.micro_batches < 1 or self.logprob_chunk < 1:
-            raise ValueError("grpo.micro_batches and grpo.logprob_chunk must be at least 1")
+        for name, low in (("clip_low", 0), ("clip_high", 0), ("micro_batches", 1), ("logprob_chunk", 1)):
+            at_least(f"grpo.{name}", getattr(self, name), low)
         if self.ratio == "sequence" and self.loss_agg == "token-mean":
             raise ValueError(
                 "grpo.ratio='sequence' has one term per answer, not per token: set grpo.loss_agg='seq-mean-token-mean'"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from looptool_jax.limits import above
 from looptool_jax.parallel.rules import replicated
 
 
@@ -32,6 +33,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
+        above("optimizer.learning_rate", self.learning_rate, 0)
         if self.schedule not in ("constant", "cosine"):
             raise OptimizerError(f"optimizer.schedule is {self.schedule!r}: use 'constant' or 'cosine'")
         if self.schedule == "cosine" and self.total_steps and self.total_steps <= self.warmup_steps:

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from looptool_jax.limits import at_least
 from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig
 from looptool_jax.parallel.rules import batch_sharding, replicated
@@ -32,8 +33,8 @@ class SftConfig:
     def __post_init__(self) -> None:
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"sft.compute_dtype is {self.compute_dtype!r}: use 'float32' or 'bfloat16'")
-        if self.micro_batches < 1 or self.logprob_chunk < 1:
-            raise ValueError("sft.micro_batches and sft.logprob_chunk must be at least 1")
+        at_least("sft.micro_batches", self.micro_batches, 1)
+        at_least("sft.logprob_chunk", self.logprob_chunk, 1)
 
 
 class SftBatch(NamedTuple):

@@ -36,6 +36,33 @@ def test_a_wrong_override_is_one_line_that_helps(override, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("keys", "value", "limit"),
+    [
+        ("rounds train.batch train.epochs train.group train.updates train.checkpoint_every", 0, "at least 1"),
+        ("train.temperature expand.temperature", 0, "more than 0"),
+        ("train.temperature train.optimizer.learning_rate", ".nan", "more than 0"),
+        ("train.optimizer.learning_rate warmup.learning_rate", 0, "more than 0"),
+        ("train.grpo.clip_low train.grpo.clip_high", -0.1, "at least 0"),
+        ("train.grpo.micro_batches train.grpo.logprob_chunk", 0, "at least 1"),
+        ("train.answers.slots probe.answers.steps_per_sync evaluate.answers.prefill_batch", 0, "at least 1"),
+        ("judge.answers.prompt_tokens expand.verify_answers.answer_tokens", 0, "at least 1"),
+        ("probe.chunk judge.chunk expand.chunk expand.per_error", 0, "at least 1"),
+        ("expand.top_k data.heldout", -1, "at least 0"),
+        ("expand.top_p", 0, "more than 0 and at most 1"),
+        ("expand.top_p", 1.5, "more than 0 and at most 1"),
+        ("warmup.epochs warmup.rows warmup.length warmup.micro_batches warmup.checkpoint_every", 0, "at least 1"),
+        ("data.pool data.round_size", 0, "is smaller than"),
+    ],
+)
+def test_a_number_out_of_range_is_told_with_its_key(keys, value, limit):
+    for key in keys.split():
+        with pytest.raises(ConfigError) as caught:
+            load_config("micro", [f"{key}={value}"])
+        assert key.split(".")[-1] in str(caught.value) and limit in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
 def test_an_unknown_configuration_names_the_known_ones():
     with pytest.raises(ConfigError, match=r"micro.*quickstart"):
         load_config("quikstart")

@@ -87,8 +87,8 @@ def test_prompts_that_do_not_divide():
         ({"ratio": "word"}, "grpo.ratio is 'word'"),
         ({"loss_agg": "sum"}, "grpo.loss_agg is 'sum'"),
         ({"compute_dtype": "int8"}, "grpo.compute_dtype is 'int8'"),
-        ({"micro_batches": 0}, "must be at least 1"),
-        ({"logprob_chunk": 0}, "must be at least 1"),
+        ({"micro_batches": 0}, "grpo.micro_batches: at least 1, found 0"),
+        ({"logprob_chunk": 0}, "grpo.logprob_chunk: at least 1, found 0"),
     ],
 )
 def test_bad_configurations(options, message):

@@ -143,8 +143,8 @@ def test_rows_that_do_not_divide():
     "options, message",
     [
         ({"compute_dtype": "int8"}, "sft.compute_dtype is 'int8'"),
-        ({"micro_batches": 0}, "must be at least 1"),
-        ({"logprob_chunk": 0}, "must be at least 1"),
+        ({"micro_batches": 0}, "sft.micro_batches: at least 1, found 0"),
+        ({"logprob_chunk": 0}, "sft.logprob_chunk: at least 1, found 0"),
     ],
 )
 def test_bad_configurations(options, message):
