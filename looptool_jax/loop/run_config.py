@@ -49,6 +49,5 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         at_least("rounds", self.rounds, 1)
-        at_least("data.heldout", self.data.heldout, 0)
         if self.data.round_size < self.train.batch:
             raise ValueError(f"data.round_size={self.data.round_size} is smaller than train.batch={self.train.batch}")

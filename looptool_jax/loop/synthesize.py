@@ -9,6 +9,7 @@ from typing import Any
 from looptool_jax.data.importers import FORMATS, import_file, write_import
 from looptool_jax.data.store import DataError, join, read_samples, write_jsonl, write_samples
 from looptool_jax.inference.answers import Answerer
+from looptool_jax.limits import at_least
 from looptool_jax.loop.keys import random_for
 from looptool_jax.toolcall import Sample
 from looptool_jax.world import generate, inject
@@ -33,6 +34,7 @@ class DataConfig:
     heldout: int = 1000
 
     def __post_init__(self) -> None:
+        at_least("data.heldout", self.heldout, 0)
         if self.format not in ("samples", *FORMATS):
             raise ValueError(f"data.format: expected samples or one of {', '.join(FORMATS)}, found {self.format!r}")
         if not 0 <= self.noise < 1:

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from looptool_jax.data.store import DataError, read_jsonl, write_jsonl
 from looptool_jax.inference.answers import AnswerConfig, Answerer
-from looptool_jax.inference.lm import LanguageModel, ModelConfig, load_language_model
+from looptool_jax.inference.lm import LanguageModel
 from looptool_jax.limits import above, at_least
 from looptool_jax.loop import nano_examples as examples
 from looptool_jax.loop.keys import key_for
@@ -74,8 +74,8 @@ _EASY = {
     "missing_parameter": 0.03,
     "irrelevant": 0.025,
 }
-"""What the policy sees: few of the harder categories, so that it can do them now and then: the loop's headroom."""
 
+_CALLS = {"single": 0.4, "multiple": 0.35, "multi_turn": 0.25}
 _MIX = {"answer": 0.45, "judge": 0.3, "expand": 0.25}
 
 
@@ -83,10 +83,11 @@ _MIX = {"answer": 0.45, "judge": 0.3, "expand": 0.25}
 class NanoConfig:
     """The recipe of the shipped weights; another seed or another number changes them.
 
-    The policy is written after stage number `policy_stage` (from 1), the judge, which has seen more, at the end. From
-    stage `mistakes_from` on, every stage ends with collecting wrong answers to `mistakes` new samples (the model's own,
-    later the policy's); the next stage learns to judge them. judge_weight: of the tokens of a judge's reply in the
-    loss; they are few.
+    The judge is written after stage number `judge_stage` (from 1), the policy at the end: it has lately seen simple
+    calls alone, so it calls too much and asks, declines and repeats too little, though it once could. That is the
+    headroom it leaves to the loop. From stage `mistakes_from` on, every stage before the judge's last ends with
+    collecting the model's wrong answers to `mistakes` new samples; the next one learns to judge them. judge_weight: of
+    the tokens of a judge's reply in the loss; they are few.
     """
 
     seed: int = 1
@@ -103,8 +104,9 @@ class NanoConfig:
         Stage(2000, 8, 512, categories=_EASY),
         Stage(1700, 8, 512, _MIX, categories=_EASY, prompt_weight=0.1),
         Stage(3300, 8, 512, _MIX, prompt_weight=0.0),
+        Stage(150, 8, 512, categories=_CALLS, prompt_weight=0.0, learning_rate=5e-4),
     )
-    policy_stage: int = 3
+    judge_stage: int = 4
     mistakes_from: int = 2
     tokenizer_samples: int = 12000
     chunk_samples: int = 1500
@@ -208,15 +210,12 @@ def train_nano(cfg: NanoConfig, out_dir: str | Path, log: Log) -> None:
             if cursor["chunk"] % cfg.checkpoint_chunks == 0:
                 commit(state, cursor)
         cursor |= {"stage": cursor["stage"] + 1, "chunk": 0, "done": 0}
-        if cursor["stage"] == cfg.policy_stage:
-            save_pretrained(state.params, model, out / "policy", out / "tokenizer")
-        if cfg.mistakes_from <= cursor["stage"] < len(cfg.stages):
-            answerer = lm.with_params(state.params)
-            if cursor["stage"] > cfg.policy_stage:
-                answerer = load_language_model(ModelConfig(str(out / "policy")), mesh)
-            write_jsonl(str(out / "mistakes.jsonl"), _mistakes(answerer, cfg, cursor["stage"]))
+        if cursor["stage"] == cfg.judge_stage:
+            save_pretrained(state.params, model, out / "judge", out / "tokenizer")
+        elif cfg.mistakes_from <= cursor["stage"] < cfg.judge_stage:
+            write_jsonl(str(out / "mistakes.jsonl"), _mistakes(lm.with_params(state.params), cfg, cursor["stage"]))
         commit(state, cursor)
-    save_pretrained(state.params, model, out / "judge", out / "tokenizer")
+    save_pretrained(state.params, model, out / "policy", out / "tokenizer")
 
 
 def sft_warmup(

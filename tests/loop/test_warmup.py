@@ -143,7 +143,7 @@ def test_training_nano_continues_where_it_stopped(tmp_path):
         Stage(6, 2, 256, categories={"single": 1.0}, learning_rate=1e-3),
         Stage(4, 2, 512, {"answer": 0.4, "judge": 0.6}, learning_rate=1e-3),
     )
-    cfg = NanoConfig(**_SMALL, stages=stages, policy_stage=1, mistakes_from=1)
+    cfg = NanoConfig(**_SMALL, stages=stages, judge_stage=2, mistakes_from=1)
     whole: list[dict] = []
     train_nano(cfg, tmp_path / "whole", whole.append)
     assert (tmp_path / "whole" / "policy" / "model.safetensors").is_file()
