@@ -235,6 +235,7 @@ def test_smollm2_equals_transformers(smollm2_path, tmp_path):
         with torch.no_grad():
             expected = oracle(torch.tensor([row])).logits[0].numpy()
         found = np.asarray(logits(params, cfg, hidden[index, : len(row)]))
+        print(f"max abs logit difference {np.abs(found - expected).max():.1e} over {len(expected)} positions")
         assert np.abs(found - expected).max() <= 1e-3, TEXTS[index]
         np.testing.assert_array_equal(found.argmax(-1), expected.argmax(-1))
 

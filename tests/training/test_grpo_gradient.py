@@ -156,7 +156,9 @@ def compiled(grpo, mesh_cfg, mesh, shardings, temperature):
 
 def relative_error(found, expected):
     found, expected = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in (found, expected))
-    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    print(f"relative error {error:.1e}")
+    return error
 
 
 def random_batch(seed, n, group, prompt_len, answer_len):
