@@ -35,11 +35,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     cfg, console = load_config("quickstart", args.overrides), Console(quiet=True)
-    samples = generate(args.split, args.samples, SEED)
-    noisy, truth = inject(samples, args.noise, SEED)
     with tempfile.TemporaryDirectory() as out:
         pool = ModelPool(cfg.mesh, f"{out}/models")
         policy, judge_model = pool.lend(cfg.policy), pool.lend(cfg.judge_model)
+        longest = cfg.train.answers.prompt_tokens
+        samples = [s for s in generate(args.split, args.samples, SEED) if policy.prompt_length(s) <= longest]
+        noisy, truth = inject(samples, args.noise, SEED)
 
         right = [answers_right(policy, cfg, samples), answers_right(judge_model, cfg, samples)]
         by_category = {

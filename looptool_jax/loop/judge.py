@@ -1,7 +1,8 @@
 """JGLV: judgement-guided label verification (paper, section 4.3).
 
 An open judge compares label and answer of every mismatch. It never writes a label: the answer it prefers
-replaces the label, or the label stays, or the sample goes.
+replaces the label, or the label stays, or the sample goes. An answer that cannot be read, or does not fit its tools'
+schemas, never becomes a label.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Judgement:
     id: str
     verdict: Verdict
     decided_by: str
-    votes: list[str | None]
+    votes: list[Verdict | None]
     answer: str
     analysis: str
 
@@ -186,17 +187,24 @@ def _judge_chunk(
             out.append(Judgement(sample.id, "prediction_wrong", "rules", [], row.answer, problem))
             continue
         tables = (_LABEL_FIRST, _LABEL_SECOND) if cfg.order_swap else (_LABEL_FIRST,)
-        votes: list[str | None] = []
+        votes: list[Verdict | None] = []
         analysis = ""
         for table in tables:
             verdict = parse_verdict(next(replies).text)
             votes.append(table[verdict.kind] if verdict else None)
             analysis = analysis or (verdict.analysis if verdict else "")
-        agreed = votes[0] if votes[0] is not None and len(set(votes)) == 1 else "undecided"
-        if agreed == "label_wrong" and target_of(row.answer) is None:
-            agreed = "undecided"
-        out.append(Judgement(sample.id, agreed, "judge", votes, row.answer, analysis))  # type: ignore[arg-type]
+        agreed = combined(votes, replaceable=not problem and target_of(row.answer) is not None)
+        out.append(Judgement(sample.id, agreed, "judge", votes, row.answer, analysis))
     return out
+
+
+def combined(votes: Sequence[Verdict | None], replaceable: bool) -> Verdict:
+    """What all orders agree on. None of them may be without a verdict, and a label that the answer cannot replace
+    (`replaceable` false) is not given up for it."""
+    first = votes[0]
+    if first is None or len(set(votes)) > 1 or (first == "label_wrong" and not replaceable):
+        return "undecided"
+    return first
 
 
 def _broken(sample: Sample, row: Probe) -> str:

@@ -75,8 +75,17 @@ _EASY = {
     "irrelevant": 0.025,
 }
 
-_CALLS = {"single": 0.4, "multiple": 0.35, "multi_turn": 0.25}
+_HARD = {
+    "single": 0.13,
+    "multiple": 0.16,
+    "multi_turn": 0.16,
+    "parallel": 0.1,
+    "parallel_multiple": 0.11,
+    "missing_parameter": 0.16,
+    "irrelevant": 0.18,
+}
 _MIX = {"answer": 0.45, "judge": 0.3, "expand": 0.25}
+_JUDGE_MIX = {"answer": 0.35, "judge": 0.45, "expand": 0.2}
 
 
 @dataclass(frozen=True)
@@ -104,9 +113,10 @@ class NanoConfig:
         Stage(2000, 8, 512, categories=_EASY),
         Stage(1700, 8, 512, _MIX, categories=_EASY, prompt_weight=0.1),
         Stage(3300, 8, 512, _MIX, prompt_weight=0.0),
-        Stage(150, 8, 512, categories=_CALLS, prompt_weight=0.0, learning_rate=5e-4),
+        Stage(2500, 8, 512, _JUDGE_MIX, categories=_HARD, prompt_weight=0.0, learning_rate=2e-3),
+        Stage(120, 8, 512, categories=_EASY, prompt_weight=0.0, learning_rate=5e-4),
     )
-    judge_stage: int = 4
+    judge_stage: int = 5
     mistakes_from: int = 2
     tokenizer_samples: int = 12000
     chunk_samples: int = 1500

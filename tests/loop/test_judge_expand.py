@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from looptool_jax.loop.expand import _apply_rules, _read, _reject_duplicates
-from looptool_jax.loop.judge import ErrorSeed, Judgement, error_seed, target_of
+from looptool_jax.loop.judge import ErrorSeed, Judgement, combined, error_seed, target_of
 from looptool_jax.toolcall import Call, Message, Origin, Sample, Target, Tool
 
 TOOL = Tool(
@@ -59,6 +59,22 @@ def test_a_text_answer_as_a_label(answer, intent):
 @pytest.mark.parametrize("answer", ["", "  ", "<tool_call>\n{broken", "<think>\nno end"])
 def test_an_answer_that_cannot_be_a_label(answer):
     assert target_of(answer) is None
+
+
+@pytest.mark.parametrize(
+    ("votes", "replaceable", "verdict"),
+    [
+        (["label_wrong", "label_wrong"], True, "label_wrong"),
+        (["label_wrong", "label_wrong"], False, "undecided"),
+        (["prediction_wrong", "prediction_wrong"], False, "prediction_wrong"),
+        (["label_wrong", "prediction_wrong"], True, "undecided"),
+        (["both_wrong", None], True, "undecided"),
+        ([None, None], True, "undecided"),
+        (["both_correct"], True, "both_correct"),
+    ],
+)
+def test_only_agreeing_votes_count_and_a_broken_answer_replaces_no_label(votes, replaceable, verdict):
+    assert combined(votes, replaceable) == verdict
 
 
 def test_error_seeds_survive_json():
