@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from looptool_jax.loop.nano_mistakes import wrong_response
+from looptool_jax.loop.nano_mistakes import careless, wrong_response
 from looptool_jax.loop.nano_renaming import Renaming, draw_renaming
 from looptool_jax.loop.prompts import (
     SCENARIOS,
@@ -119,12 +119,16 @@ def written(target: Target) -> str:
 
 
 def make(
-    samples: Sequence[Sample], mix: Mapping[str, float], mistakes: Sequence[Mapping[str, Any]], seed: int
+    samples: Sequence[Sample],
+    mix: Mapping[str, float],
+    mistakes: Sequence[Mapping[str, Any]],
+    seed: int,
+    careless_share: float = 0.0,
 ) -> list[Example]:
     """At most one example from each sample, its task drawn with the shares of `mix`; three of five are renamed.
 
     mistakes: rows {"sample", "response"} of real wrong answers; half of all examples but answers come from them, where
-    there are any.
+    there are any. careless_share: of the answers, those with careless labels.
     """
     rng = random.Random(seed)
     tasks, shares = list(mix), list(mix.values())
@@ -139,6 +143,8 @@ def make(
         renaming = draw_renaming(sample, rng) if rng.random() < 0.6 else Renaming({})
         seen = renaming.sample(sample)
         if task == "answer":
+            if careless_share and rng.random() < careless_share:
+                seen = replace(seen, target=careless(seen.target))
             made.append(answer_example(seen))
         elif wrong is None:
             continue

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from random import Random
+from typing import Any
 
 from looptool_jax.toolcall import Call, Sample, Target, get_format, match
 from looptool_jax.world import WorldError, corrupt
@@ -24,6 +27,19 @@ def wrong_response(sample: Sample, rng: Random) -> str | None:
         return _written(corrupt(sample.target, sample.tools, sample.messages, rng)[0])
     except WorldError:
         return None
+
+
+def careless(target: Target) -> Target:
+    """The target with numbers and booleans as strings, the commonest fault of careless tool-call data."""
+    return replace(target, calls=tuple(Call(call.name, _quoted(call.arguments)) for call in target.calls))
+
+
+def _quoted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _quoted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_quoted(item) for item in value]
+    return json.dumps(value) if isinstance(value, int | float) else value
 
 
 def _written(target: Target) -> str:

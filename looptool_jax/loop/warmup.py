@@ -53,7 +53,7 @@ class Stage:
     steps: updates, each on rows × length tokens. mix: share of each task among the examples. categories: weights of
     the world's categories, None for its own. prompt_weight: of the tokens of a prompt to answer in the loss (it
     teaches copying); prompts of the other tasks weigh a fifth of it. learning_rate: starts a new cosine cycle with a
-    fresh optimiser; None continues the present one.
+    fresh optimiser; None continues the present one. careless_share: of the answers, those with careless labels.
     """
 
     steps: int
@@ -63,6 +63,7 @@ class Stage:
     categories: dict[str, float] | None = None
     prompt_weight: float = 0.3
     learning_rate: float | None = None
+    careless_share: float = 0.0
 
 
 _EASY = {
@@ -92,11 +93,11 @@ _JUDGE_MIX = {"answer": 0.35, "judge": 0.45, "expand": 0.2}
 class NanoConfig:
     """The recipe of the shipped weights; another seed or another number changes them.
 
-    The judge is written after stage number `judge_stage` (from 1), the policy at the end: it has lately seen simple
-    calls alone, so it calls too much and asks, declines and repeats too little, though it once could. That is the
-    headroom it leaves to the loop. From stage `mistakes_from` on, every stage before the judge's last ends with
-    collecting the model's wrong answers to `mistakes` new samples; the next one learns to judge them. judge_weight: of
-    the tokens of a judge's reply in the loss; they are few.
+    The judge is written after stage number `judge_stage` (from 1), the policy at the end. It has lately seen few of the
+    harder categories, and careless labels: it calls where it should ask, and often writes numbers as strings, though it
+    could do better. That is the headroom it leaves to the loop. From stage `mistakes_from` on, every stage before the
+    judge's last ends with collecting the model's wrong answers to `mistakes` new samples; the next one learns to judge
+    them. judge_weight: of the tokens of a judge's reply in the loss; they are few.
     """
 
     seed: int = 1
@@ -114,7 +115,7 @@ class NanoConfig:
         Stage(1700, 8, 512, _MIX, categories=_EASY, prompt_weight=0.1),
         Stage(3300, 8, 512, _MIX, prompt_weight=0.0),
         Stage(2500, 8, 512, _JUDGE_MIX, categories=_HARD, prompt_weight=0.0, learning_rate=2e-3),
-        Stage(120, 8, 512, categories=_EASY, prompt_weight=0.0, learning_rate=5e-4),
+        Stage(150, 8, 512, categories=_EASY, prompt_weight=0.0, learning_rate=5e-4, careless_share=0.6),
     )
     judge_stage: int = 5
     mistakes_from: int = 2
@@ -331,7 +332,7 @@ def _chunk(
     seed = _SEEDS + (low | high << 32) % 2**40
     samples = world_samples("train", cfg.chunk_samples, seed, stage.categories)
     parts = []
-    made = examples.make(samples, stage.mix, mistakes, seed)
+    made = examples.make(samples, stage.mix, mistakes, seed, stage.careless_share)
     for task in examples.TASKS:
         encoded = [example.encode(tokenizer) for example in made if example.task == task]
         if not encoded:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from looptool_jax.loop import nano_examples as examples
-from looptool_jax.loop.nano_mistakes import wrong_response
+from looptool_jax.loop.nano_mistakes import careless, wrong_response
 from looptool_jax.loop.nano_tokenizer import SCAFFOLDS, SPECIAL, TAGS, build_tokenizer
 from looptool_jax.loop.prompts import parse_expansion, parse_verdict
 from looptool_jax.loop.warmup import NanoConfig, Stage, WarmupConfig, sft_warmup, tokenizer_texts, train_nano
@@ -32,6 +32,12 @@ def test_wrong_responses_are_wrong():
     found = [(sample, wrong) for sample in SAMPLES if (wrong := wrong_response(sample, rng)) is not None]
     assert len(found) > 0.9 * len(SAMPLES)
     assert not any(match(wrong, sample.target, sample.tools).ok for sample, wrong in found)
+
+
+def test_careless_labels_write_numbers_as_strings():
+    target = Target((Call("f", {"n": 5, "x": [1.5, "a"], "on": True, "who": {"age": 7}, "s": "t"}),))
+    expected = {"n": "5", "x": ["1.5", "a"], "on": "true", "who": {"age": "7"}, "s": "t"}
+    assert careless(target).calls == (Call("f", expected),)
 
 
 def test_every_task_ends_in_what_its_reader_reads():
