@@ -40,9 +40,10 @@ def main() -> None:
             before = list(read_jsonl(run_dir / "eval-0/results.jsonl"))
             after = list(read_jsonl(run_dir / f"round-{last}/eval/results.jsonl"))
             gain, error = paired_difference(before, after)
+            accuracy = {name: rounds[name]["metrics"]["accuracy"] for name in ("eval-0", f"round-{last}/eval")}
             rows.append({
-                "arm": "static" if static else "loop", "seed": seed, "before": rounds["eval-0"]["accuracy"],
-                "after": rounds[f"round-{last}/eval"]["accuracy"], "gain": gain, "error": error, "seconds": seconds,
+                "arm": "static" if static else "loop", "seed": seed, "before": accuracy["eval-0"],
+                "after": accuracy[f"round-{last}/eval"], "gain": gain, "error": error, "seconds": seconds,
             })  # fmt: skip
     print(f"\n{'arm':7} {'seed':>4} {'before':>7} {'after':>7} {'gain':>7} {'± s.e.':>7} {'seconds':>8}")
     for row in rows:

@@ -18,7 +18,7 @@ from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.probe import Probe
 from looptool_jax.loop.prompts import Variant, VerdictKind, judge_messages, parse_verdict, response_text
-from looptool_jax.toolcall import Origin, Parsed, Sample, Target, check_call, get_format, parse
+from looptool_jax.toolcall import Origin, Parsed, Sample, Target, check_call, get_format, match, parse
 
 Verdict = Literal["prediction_wrong", "label_wrong", "both_correct", "both_wrong", "undecided"]
 
@@ -44,12 +44,15 @@ class JudgeConfig:
         (label first).
     rules_first: an answer that does not parse or does not fit its tool's schema is wrong without asking the judge.
         It saves judging, but such a sample keeps a wrong label that the judge might have found. The paper judges all.
+    confirm: replace a label only by the answer that the judge gives itself, asked without seeing either (for weak
+        judges); any other LABEL_WRONG is undecided. The paper does not.
     prompt: "full" for language models, "compact" for nano. chunk: pairs committed at once.
     """
 
     enabled: bool = True
     order_swap: bool = True
     rules_first: bool = False
+    confirm: bool = False
     prompt: Variant = "full"
     answers: AnswerConfig = field(default_factory=AnswerConfig)
     chunk: int = 256
@@ -195,6 +198,27 @@ def _judge_chunk(
             analysis = analysis or (verdict.analysis if verdict else "")
         agreed = combined(votes, replaceable=not problem and target_of(row.answer) is not None)
         out.append(Judgement(sample.id, agreed, "judge", votes, row.answer, analysis))
+    return _confirmed(model, chunk, out, cfg, console) if cfg.confirm else out
+
+
+def _confirmed(
+    model: Answerer,
+    chunk: Sequence[tuple[Sample, Probe]],
+    judgements: list[Judgement],
+    cfg: JudgeConfig,
+    console: Console,
+) -> list[Judgement]:
+    """The judgements without every LABEL_WRONG whose answer is not the judge's own."""
+    doubtful = [
+        (i, sample, target)
+        for i, (row, (sample, _)) in enumerate(zip(judgements, chunk, strict=True))
+        if row.verdict == "label_wrong" and (target := target_of(row.answer)) is not None
+    ]
+    replies = model.greedy([sample for _, sample, _ in doubtful], cfg.answers, console.tokens)
+    out = list(judgements)
+    for (i, sample, target), reply in zip(doubtful, replies, strict=True):
+        if not match(reply.text, target, sample.tools).ok:
+            out[i] = replace(out[i], verdict="undecided")
     return out
 
 
