@@ -22,11 +22,12 @@ class ComposeConfig:
     """How D_{j+1} is filled.
 
     shares: one row [error, expanded, high_ppl, seed_new] for each composed set; the last row serves all later ones.
-    high_ppl: "top" (highest perplexity first), "quantile" or "absolute" (only at or above `high_ppl_threshold`,
-        highest first), or "random" (the paper's ablation: random mastered samples). The paper gives no rule.
+    high_ppl: "top" (highest perplexity first), "quantile" or "absolute" (only at or above `high_ppl_threshold`, a
+        share of the mastered samples or a perplexity, highest first), or "random" (the paper's ablation: random
+        mastered samples). The paper gives no rule.
     both_correct: "high_ppl" (section 4.3: may enter as high-perplexity samples) or "discard" (Algorithm 1).
     expanded_part: "expand"; or an ablation of it: "drop" (the set is smaller), "high_ppl" (as many high-perplexity
-        samples instead) or "repeat_errors" (error seeds repeated to the same size).
+        samples instead) or "repeat_errors" (the set's error seeds repeated to the same size).
     """
 
     shares: list[list[float]] = field(default_factory=lambda: [list(row) for row in PAPER_SHARES])
@@ -44,6 +45,11 @@ class ComposeConfig:
                 raise ValueError(f"compose.shares: each row needs 4 shares {PARTS} that add up to 1, found {list(row)}")
         if not self.shares:
             raise ValueError("compose.shares: at least one row is needed")
+        at = self.high_ppl_threshold
+        if self.high_ppl == "quantile" and not 0 <= at < 1:
+            raise ValueError(f"compose.high_ppl_threshold: a quantile is from 0 to below 1, found {at}")
+        if self.high_ppl == "absolute" and not at >= 1:
+            raise ValueError(f"compose.high_ppl_threshold: a perplexity is at least 1, found {at}")
 
 
 @dataclass(frozen=True)
@@ -81,10 +87,16 @@ class Composition:
 
 
 def part_sizes(size: int, round_: int, cfg: ComposeConfig) -> dict[str, int]:
-    """Wanted size of each part of D_{round_+1}; rounding goes to the high-perplexity part, the paper's filler."""
+    """Wanted size of each part of D_{round_+1}; rounding goes to the high-perplexity part, the paper's filler.
+
+    Where that part is too small to be rounded down, the largest one is.
+    """
     row = cfg.shares[min(round_ - 1, len(cfg.shares) - 1)]
     sizes = dict(zip(PARTS, (round(size * share) for share in row), strict=True))
     sizes["high_ppl"] += size - sum(sizes.values())
+    if sizes["high_ppl"] < 0:
+        sizes[max(sizes, key=lambda part: sizes[part])] += sizes["high_ppl"]
+        sizes["high_ppl"] = 0
     return sizes
 
 
@@ -121,19 +133,19 @@ def compose(
         for item in _shuffled(mastered, "mastered", seed, round_)
         if item.sample.id not in chosen
     ]
+    seeds: list[Sample] = _shuffled(errors, "errors", seed, round_)
+    more: list[Sample] = _shuffled(expanded, "expanded", seed, round_)
     if cfg.expanded_part == "repeat_errors":
-        expanded = _repeated(errors, sizes["expanded"], round_)
+        more = _repeated(seeds[: sizes["error"]], sizes["expanded"], round_)
     elif cfg.expanded_part == "high_ppl":
         sizes["high_ppl"] += sizes["expanded"]
-        sizes["expanded"] = 0
+        sizes["expanded"], more = 0, []
     elif cfg.expanded_part == "drop":
         size -= sizes["expanded"]
-        sizes["expanded"] = 0
+        sizes["expanded"], more = 0, []
     pools = {
-        "error": _shuffled(errors, "errors", seed, round_),
-        "expanded": list(expanded)
-        if cfg.expanded_part == "repeat_errors"
-        else _shuffled(expanded, "expanded", seed, round_),
+        "error": seeds,
+        "expanded": more,
         "high_ppl": ranked,
         "seed_new": [sample.moved(Origin("seed_new", round_ + 1)) for sample in untrained],
         "mastered": rest,

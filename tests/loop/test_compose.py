@@ -103,6 +103,24 @@ def test_ablations_of_the_expanded_part(policy, kinds):
     assert len({item.id for item in result.samples}) == sum(kinds.values())
 
 
+def test_ablations_of_the_expanded_part_never_fill_with_expanded_samples():
+    for policy in ("drop", "high_ppl"):
+        result = composed(ComposeConfig(expanded_part=policy), errors=10, expanded=800, mastered_=30, untrained=5)
+        assert "expanded" not in by_kind(result.samples)
+
+
+def test_repetition_repeats_the_error_seeds_of_the_set():
+    result = composed(ComposeConfig(expanded_part="repeat_errors"))
+    once = {item.id for item in result.samples if item.origin.kind == "error"}
+    assert {item.origin.parent for item in result.samples if item.origin.kind == "repeated"} == once
+
+
+def test_rounding_never_makes_a_part_negative():
+    cfg = ComposeConfig(shares=[[0.5, 0.5, 0.0, 0.0]])
+    assert part_sizes(323, 1, cfg) == {"error": 161, "expanded": 162, "high_ppl": 0, "seed_new": 0}
+    assert len(composed(cfg, size=323, errors=400).samples) == 323
+
+
 def test_expansion_and_composition_choose_the_same_error_seeds():
     errors = many("e", 300, kind="error", round=2)
     chosen = seeds_to_expand(errors, 1000, 3, 1, ComposeConfig())
@@ -139,7 +157,14 @@ def test_the_papers_shares_add_up():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"high_ppl": "best"}, {"both_correct": "keep"}, {"expanded_part": "x"}, {"shares": [[0.5, 0.5, 0.5, 0.5]]}],
+    [
+        {"high_ppl": "best"},
+        {"both_correct": "keep"},
+        {"expanded_part": "x"},
+        {"shares": [[0.5, 0.5, 0.5, 0.5]]},
+        {"high_ppl_threshold": 0.5, "high_ppl": "absolute"},
+        {"high_ppl_threshold": 1.5, "high_ppl": "quantile"},
+    ],
 )
 def test_a_wrong_setting_names_the_key(wrong):
     with pytest.raises(ValueError, match=f"compose.{next(iter(wrong))}"):
