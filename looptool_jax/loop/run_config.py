@@ -51,3 +51,10 @@ class RunConfig:
         at_least("rounds", self.rounds, 1)
         if self.data.round_size < self.train.batch:
             raise ValueError(f"data.round_size={self.data.round_size} is smaller than train.batch={self.train.batch}")
+        longest = self.train.answers.prompt_tokens
+        for stage, answers in (("probe", self.probe.answers), ("evaluate", self.evaluate.answers)):
+            if answers.prompt_tokens < longest:
+                raise ValueError(
+                    f"{stage}.answers.prompt_tokens={answers.prompt_tokens} is smaller than "
+                    f"train.answers.prompt_tokens={longest}, the length up to which samples are taken"
+                )

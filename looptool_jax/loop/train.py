@@ -45,6 +45,11 @@ class TrainConfig:
         above("train.temperature", self.temperature, 0)
         if self.batch % self.updates:
             raise ValueError(f"train.updates: {self.updates} does not divide train.batch={self.batch}")
+        if self.batch // self.updates % self.grpo.micro_batches:
+            raise ValueError(
+                f"train.grpo.micro_batches: {self.grpo.micro_batches} does not divide the {self.batch // self.updates} "
+                "prompts of an update (train.batch / train.updates)"
+            )
 
 
 class Batch(NamedTuple):

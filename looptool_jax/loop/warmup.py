@@ -160,6 +160,10 @@ class WarmupConfig:
         for name in ("epochs", "rows", "length", "micro_batches", "checkpoint_every"):
             at_least(f"warmup.{name}", getattr(self, name), 1)
         above("warmup.learning_rate", self.learning_rate, 0)
+        if self.rows % self.micro_batches:
+            raise ValueError(f"warmup.micro_batches: {self.micro_batches} does not divide warmup.rows={self.rows}")
+        if not 0 <= self.warmup_share < 1:
+            raise ValueError(f"warmup.warmup_share: expected a share from 0 to below 1, found {self.warmup_share}")
 
 
 def train_nano(cfg: NanoConfig, out_dir: str | Path, log: Log) -> None:

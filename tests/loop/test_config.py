@@ -27,6 +27,11 @@ def test_overrides_reach_nested_keys_and_keep_types():
         ("compose.high_ppl=best", "compose.high_ppl"),
         ("train.batch", "key=value"),
         ("data.noise=1.5", "data.noise"),
+        ("probe.answers.prompt_tokens=128", "train.answers.prompt_tokens"),
+        ("evaluate.answers.prompt_tokens=128", "train.answers.prompt_tokens"),
+        ("train.grpo.micro_batches=3", "train.grpo.micro_batches"),
+        ("warmup.micro_batches=3", "warmup.micro_batches"),
+        ("warmup.warmup_share=1", "warmup.warmup_share"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_helps(override, words):
