@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,8 +96,8 @@ def probe(
 
     cfg, console = _config(config, overrides, model), Console()
     samples = list(read_samples(data))
-    policy = _pool(cfg, out).lend(cfg.policy)
-    with console.stage("probe"):
+    with _results(out, "probe", cfg, [data]), console.stage("probe"):
+        policy = _pool(cfg, out).lend(cfg.policy)
         metrics = stage.probe(policy, samples, cfg.probe, cfg.reward, out, console)
     _finish(metrics, out)
 
@@ -123,8 +125,8 @@ def judge(
     cfg, console = _config(config, overrides, judge_model=model), Console()
     samples = list(read_samples(data))
     rows = read_records(probes, Probe.from_json, "probe")
-    lent = _pool(cfg, out).lend(cfg.judge_model) if cfg.judge.enabled else None
-    with console.stage("judge"):
+    with _results(out, "judge", cfg, [data, probes], round_), console.stage("judge"):
+        lent = _pool(cfg, out).lend(cfg.judge_model) if cfg.judge.enabled else None
         metrics = stage.judge(lent, samples, rows, round_, cfg.judge, out, console)
     _finish(metrics, out)
 
@@ -150,11 +152,11 @@ def expand(
 
     cfg, console = _config(config, overrides, judge_model=model), Console()
     seeds = read_records(errors, ErrorSeed.from_json, "error seed")
-    pool = _pool(cfg, out)
-    generator = pool.lend(cfg.generator_model or cfg.judge_model)
-    verifier = pool.lend(cfg.judge_model) if cfg.expand.verify != "off" else None
-    limit = (pool.lend(cfg.policy), cfg.train.answers.prompt_tokens)
-    with console.stage("expand"):
+    with _results(out, "expand", cfg, [errors], round_), console.stage("expand"):
+        pool = _pool(cfg, out)
+        generator = pool.lend(cfg.generator_model or cfg.judge_model)
+        verifier = pool.lend(cfg.judge_model) if cfg.expand.verify != "off" else None
+        limit = (pool.lend(cfg.policy), cfg.train.answers.prompt_tokens)
         metrics = stage.expand(generator, verifier, seeds, limit, cfg.seed, round_, cfg.expand, out, console)
     _finish(metrics, out)
 
@@ -199,8 +201,8 @@ def train(
 
     cfg, console = _config(config, overrides, model), Console()
     samples = list(read_samples(data))
-    policy = _pool(cfg, out).lend(cfg.policy)
-    with console.stage("train"):
+    with _results(out, "train", cfg, [data], round_), console.stage("train"):
+        policy = _pool(cfg, out).lend(cfg.policy)
         metrics = stage.train(policy, samples, cfg.train, cfg.reward, cfg.seed, round_, out, console)
     _finish(metrics, out)
 
@@ -219,26 +221,29 @@ def warmup(
     looptool warmup --data seeds.jsonl --model ./SmolLM2-135M-Instruct --out warm policy.format=smollm2
     looptool warmup --out nano
     """
+    from looptool_jax.config import ConfigError
+    from looptool_jax.data.store import join, lock_directory, read_samples
     from looptool_jax.loop import warmup as stage
     from looptool_jax.loop.console import Console
 
     console = Console()
     if data is None:
-        with console.stage("warmup"):
+        if model or overrides or config != "quickstart":
+            raise ConfigError("warmup: the embedded model has no settings; give --data to train another on samples")
+        with lock_directory(out), console.stage("warmup"):
             stage.train_nano(stage.NanoConfig(), out, lambda row: console.say(str(row)))
         return
-    from looptool_jax.data.store import join, read_samples
     from looptool_jax.models.hf import save_pretrained
 
     cfg = _config(config, overrides, model)
-    policy = _pool(cfg, out).lend(cfg.policy)
     samples = list(read_samples(data))
-    with console.stage("warmup"):
+    with _results(out, "warmup", cfg, [data]), console.stage("warmup"):
+        policy = _pool(cfg, out).lend(cfg.policy)
         settings = cfg.warmup or stage.WarmupConfig()
         lm, _ = stage.sft_warmup(
             policy.lm, samples, settings, join(out, "checkpoints"), lambda row: console.say(str(row)), policy.thinking
         )
-    save_pretrained(lm.params, lm.cfg, join(out, "policy"), lm.folder)
+        save_pretrained(lm.params, lm.cfg, join(out, "policy"), lm.folder)
 
 
 @app.command("eval")
@@ -328,6 +333,17 @@ def _pool(cfg: RunConfig, out: str) -> ModelPool:
     from looptool_jax.loop.pool import ModelPool
 
     return ModelPool(cfg.mesh, str(Path(out) / "models"))
+
+
+@contextmanager
+def _results(out: str, command: str, cfg: RunConfig, data: list[str], round_: int = 1) -> Iterator[None]:
+    """The folder is this process's alone, and what lies there already is of the same command."""
+    from looptool_jax.config import keep_command
+    from looptool_jax.data.store import lock_directory
+
+    with lock_directory(out):
+        keep_command(out, command, cfg, data, round_)
+        yield
 
 
 def _finish(metrics: dict, out: str) -> None:

@@ -14,7 +14,19 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from looptool_jax.data.store import exists, join, lock_directory, read_text, write_text
+from looptool_jax.data.store import (
+    dump_json,
+    exists,
+    file_sha256,
+    is_url,
+    join,
+    lock_directory,
+    parse_json,
+    read_text,
+    shard_files,
+    write_bytes,
+    write_text,
+)
 from looptool_jax.loop.run_config import RunConfig
 
 # What may differ when a run is resumed: where it lies, and more rounds.
@@ -62,10 +74,47 @@ def keep_config(cfg: RunConfig) -> None:
     """Write the configuration into the run directory, or hold it against the one that is there.
 
     Until the first stage is done, other settings replace it. Raises ConfigError where the directory holds a run with
-    other settings, or settings that cannot be read; DataError where another process runs there.
+    other settings, or settings that cannot be read, or is none (an object store); DataError where another process runs
+    there.
     """
+    _check_local("run_dir", cfg.run_dir)
     with lock_directory(cfg.run_dir):
         _keep_config(cfg, join(cfg.run_dir, "config.yaml"))
+
+
+def keep_command(out: str, command: str, cfg: RunConfig, data: Sequence[str], round_: int = 1) -> None:
+    """Write into the folder `out` which command works there, with what configuration and on what sample sets or
+    files, or hold that against what stands there. The caller has the folder locked.
+
+    Until something is done there, another command replaces it. Raises ConfigError where the folder holds the results of
+    anything else: they would be taken for this command's own.
+    """
+    _check_local("--out", out)
+    single = {path for path in data if path.endswith(".jsonl") or Path(path).is_file()}
+    files = [file for path in data for file in ([path] if path in single else shard_files(path))]
+    settings = {key: value for key, value in _flat(asdict(cfg)).items() if key not in RESUMABLE}
+    task = {"command": command, "round": round_, "data": [file_sha256(file) for file in files], **settings}
+    path = join(out, "command.json")
+    begun = any(exists(join(out, name)) for name in ("progress.jsonl", "checkpoints"))
+    if not begun or not exists(path):
+        write_bytes(path, dump_json(task) + b"\n")
+        return
+    try:
+        old = parse_json(read_text(path))
+        changed = [key for key in task if old.get(key) != task[key]]
+    except (ValueError, AttributeError):
+        raise ConfigError(
+            f"{path}: not the settings of a command; remove the folder, or choose another --out"
+        ) from None
+    if changed:
+        key = changed[0]
+        what = "other data" if key == "data" else f"other settings ({key} was {old.get(key)!r}, now {task[key]!r})"
+        raise ConfigError(f"{out}: holds results of {what}; choose another --out, or remove the folder")
+
+
+def _check_local(key: str, path: str) -> None:
+    if is_url(path):
+        raise ConfigError(f"{key}: {path} is no local folder; mount the object store, or copy the results there later")
 
 
 def _keep_config(cfg: RunConfig, path: str) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from looptool_jax.config import ConfigError, keep_config, load_config, shipped_configs
+from looptool_jax.config import ConfigError, keep_command, keep_config, load_config, shipped_configs
 from looptool_jax.training.grpo import GrpoConfig
 
 
@@ -98,3 +98,29 @@ def test_a_run_directory_keeps_its_settings(tmp_path):
         (tmp_path / "run" / "config.yaml").write_text(damaged)
         with pytest.raises(ConfigError, match=r"config\.yaml: not the settings of a run"):
             keep_config(load_config("micro", [run_dir]))
+
+
+def test_a_result_folder_belongs_to_one_command_on_one_data_set(tmp_path):
+    data, out = tmp_path / "data.jsonl", str(tmp_path)
+    data.write_text("{}\n")
+    cfg = load_config("micro")
+    keep_command(out, "probe", load_config("micro", ["policy.path=mistyped"]), [str(data)])
+    keep_command(out, "probe", cfg, [str(data)])  # nothing was done with the first settings
+    (tmp_path / "progress.jsonl").write_text("")
+    for same in (cfg, load_config("micro", ["run_dir=elsewhere"])):
+        keep_command(out, "probe", same, [str(data)])
+    with pytest.raises(ConfigError, match=r"policy.path was 'nano/policy', now 'other'"):
+        keep_command(out, "probe", load_config("micro", ["policy.path=other"]), [str(data)])
+    with pytest.raises(ConfigError, match="command was 'probe', now 'train'"):
+        keep_command(out, "train", cfg, [str(data)])
+    data.write_text("{} \n")
+    with pytest.raises(ConfigError, match="results of other data"):
+        keep_command(out, "probe", cfg, [str(data)])
+    (tmp_path / "command.json").write_text("[]")
+    with pytest.raises(ConfigError, match="not the settings of a command"):
+        keep_command(out, "probe", cfg, [str(data)])
+
+
+def test_a_run_directory_is_local():
+    with pytest.raises(ConfigError, match="no local folder"):
+        keep_config(load_config("micro", ["run_dir=gs://bucket/run"]))
