@@ -173,7 +173,7 @@ def train_nano(cfg: NanoConfig, out_dir: str | Path, log: Log) -> None:
     out_dir/checkpoints. `log` gets rows of the training curve (loss; held-out exact match by category at checkpoints).
     """
     out = Path(out_dir)
-    if not (out / "tokenizer" / "tokenizer.json").is_file():
+    if not (out / "tokenizer" / "tokenizer_config.json").is_file():  # written last
         build_tokenizer(tokenizer_texts(cfg), out / "tokenizer")
     tokenizer = ChatTokenizer.from_pretrained(out / "tokenizer", "qwen3")
     model = DecoderConfig(
@@ -228,7 +228,8 @@ def train_nano(cfg: NanoConfig, out_dir: str | Path, log: Log) -> None:
         if cursor["stage"] == cfg.judge_stage:
             save_pretrained(state.params, model, out / "judge", out / "tokenizer")
         elif cfg.mistakes_from <= cursor["stage"] < cfg.judge_stage:
-            write_jsonl(str(out / "mistakes.jsonl"), _mistakes(lm.with_params(state.params), cfg, cursor["stage"]))
+            mistakes = _mistakes(lm.with_params(state.params), cfg, cursor["stage"])
+            write_jsonl(_mistakes_file(out, cursor["stage"]), mistakes)
         commit(state, cursor)
     save_pretrained(state.params, model, out / "policy", out / "tokenizer")
 
@@ -317,7 +318,8 @@ def _chunks(
     cfg: NanoConfig, stage: int, first: int, tokenizer: ChatTokenizer, out: Path
 ) -> Iterator[Iterator[SftBatch]]:
     """The stage's data from chunk `first` on; the next chunk is made while the present one is trained on."""
-    mistakes = list(read_jsonl(str(out / "mistakes.jsonl"))) if stage >= cfg.mistakes_from else []
+    newest = min(stage, cfg.judge_stage - 1)
+    mistakes = list(read_jsonl(_mistakes_file(out, newest))) if newest >= cfg.mistakes_from else []
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(_chunk, cfg, stage, first, tokenizer, mistakes)
         while True:
@@ -352,6 +354,12 @@ def _chunk(
             "a batch; raise chunk_samples"
         )
     return batch
+
+
+def _mistakes_file(out: Path, stage: int) -> str:
+    """The mistakes collected after stage number `stage` (from 1). Each stage has its own file: one that is killed
+    behind its own collection, before its last checkpoint, needs the earlier one again."""
+    return str(out / f"mistakes-{stage}.jsonl")
 
 
 def _mistakes(lm: LanguageModel, cfg: NanoConfig, stage: int) -> list[dict[str, Any]]:
