@@ -85,10 +85,10 @@ class Runner:
         stages = [Stage("seed", (), ("seed", data_file(1)), self._seed)]
         if cfg.warmup:
             stages.append(Stage("warmup", ("seed/pool.jsonl",), ("warmup/policy",), self._warmup))
-        stages.append(self._eval_stage(0))
+        stages += self._eval_stages(0)
         for round_ in range(1, cfg.rounds + 1):
             stages.append(self._train_stage(round_))
-            stages.append(self._eval_stage(round_))
+            stages += self._eval_stages(round_)
             if round_ < cfg.rounds or cfg.finish_loop:
                 stages += [self._compose_static(round_)] if cfg.static else self._loop_stages(round_)
         return stages
@@ -132,6 +132,8 @@ class Runner:
             if "loss" in row:
                 self.console.advance(1, loss=row["loss"])
             else:
+                if row["too_long"]:
+                    self.console.say(f"warmup: {row['too_long']} samples are longer than a row and left out")
                 self.console.expect(row["steps"])
                 self.console.advance(row["done"])
 
@@ -140,7 +142,10 @@ class Runner:
         save_pretrained(trained.params, trained.cfg, self.path("warmup/policy"), trained.folder)
         return {"steps": len(losses), "loss_first": round(losses[0], 6), "loss_last": round(losses[-1], 6)}
 
-    def _eval_stage(self, round_: int) -> Stage:
+    def _eval_stages(self, round_: int) -> list[Stage]:
+        """None where nothing is held out: an accuracy over no items would read as 0."""
+        if not self.cfg.data.heldout:
+            return []
         name = f"round-{round_}/eval" if round_ else "eval-0"
 
         def work() -> Metrics:
@@ -149,7 +154,7 @@ class Runner:
             return evaluate(self.policy(round_), samples, self.cfg.evaluate, self.path(name), self.console.tokens)
 
         inputs = ("seed/heldout.jsonl", *self._policy_input(round_))
-        return Stage(name, inputs, (f"{name}/results.jsonl",), work)
+        return [Stage(name, inputs, (f"{name}/results.jsonl",), work)]
 
     def _train_stage(self, round_: int) -> Stage:
         cfg, folder = self.cfg, f"round-{round_}/train"

@@ -22,7 +22,8 @@ class DataConfig:
     source: "world" (the procedural tool world), or a file. format: of that file; "samples" for this program's own.
     tools: a file of tool documents, for formats that keep them apart (seal_tools).
     pool: size of D_seed. round_size: size of every D_j. noise: share of seed labels to corrupt (the truth is kept
-    apart, for evaluation). heldout: items kept for evaluation; in the world they share no tool with the seeds.
+    apart, for evaluation). heldout: items kept for evaluation, 0: nothing is evaluated; in the world they share no tool
+    with the seeds.
     """
 
     source: str = "world"
