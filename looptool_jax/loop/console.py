@@ -70,7 +70,7 @@ class Console:
         self._show()
 
     def tokens(self, count: int) -> None:
-        """`count` more tokens were generated or trained on."""
+        """`count` more tokens were generated."""
         self.token_count += count
         self._show()
 

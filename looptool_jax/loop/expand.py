@@ -1,7 +1,8 @@
 """EDDE: error-driven data expansion (paper, section 4.4).
 
 A generator writes k new samples around each error seed, one for each scenario variation in turn. Each passes two
-tiers: rules (it parses, fits its tools' schemas, is new) and the judge (the call is right for the request).
+tiers: rules (it parses, fits its tools' schemas, is no repetition of another new one) and the judge (the call is right
+for the request).
 """
 
 from __future__ import annotations
@@ -222,7 +223,7 @@ def _other_answers(judge: Answerer, samples: Sequence[Sample], answers: AnswerCo
 
 
 def _reject_duplicates(rows: list[dict[str, Any]]) -> None:
-    """A new sample must differ from every earlier one in its dialogue or its label."""
+    """A new sample must differ from every earlier new one of the round in its dialogue or its label."""
     seen: set[bytes] = set()
     for row in rows:
         if row["tier"]:

@@ -208,7 +208,7 @@ def _confirmed(
     cfg: JudgeConfig,
     console: Console,
 ) -> list[Judgement]:
-    """The judgements without every LABEL_WRONG whose answer is not the judge's own."""
+    """The judgements, every LABEL_WRONG whose answer is not the judge's own turned into undecided."""
     doubtful = [
         (i, sample, target)
         for i, (row, (sample, _)) in enumerate(zip(judgements, chunk, strict=True))

@@ -1,4 +1,4 @@
-"""What a run cost: time and tokens of every stage, kept apart from the manifest because they differ between runs."""
+"""What a run cost: seconds and generated tokens of every stage; not in the manifest, as they differ between runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from looptool_jax.data.store import Progress
 
 @dataclass(frozen=True)
 class Cost:
-    """Wall-clock seconds and tokens (generated, and trained on) of a stage, over all its attempts that ended."""
+    """Wall-clock seconds and generated tokens of a stage, in the process that finished it: what earlier processes
+    did before they were killed is not counted."""
 
     seconds: float
     tokens: int
