@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from importlib.resources import files
 
@@ -86,6 +87,19 @@ def test_prompt_files_hold_known_placeholders_only(name):
     }
     expected = common | own.get(name, {"correct", "wrong", "analysis", "scenario"})
     assert set(re.findall(r"\{([a-z_0-9]+)\}", text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("judge", "04b9f2e8775d8ab2f67a187c8cd1684044f00cbb41bbdc29dec92e28be7a99b1"),
+        ("expand", "b09b59a15f64ab65c6614a8ecff19e84fed624a5e33f1565025ee849ba770864"),
+    ],
+)
+def test_the_prompts_that_the_shipped_weights_were_trained_on_are_frozen(name, digest):
+    """Another wording needs another warm-up."""
+    text = files(prompts).joinpath(f"{name}_compact.txt").read_bytes()
+    assert hashlib.sha256(text).hexdigest() == digest
 
 
 def test_unknown_names_are_named():
