@@ -209,16 +209,19 @@ def _confirmed(
     console: Console,
 ) -> list[Judgement]:
     """The judgements, every LABEL_WRONG whose answer is not the judge's own turned into undecided."""
-    doubtful = [
-        (i, sample, target)
-        for i, (row, (sample, _)) in enumerate(zip(judgements, chunk, strict=True))
-        if row.verdict == "label_wrong" and (target := target_of(row.answer)) is not None
-    ]
-    replies = model.greedy([sample for _, sample, _ in doubtful], cfg.answers, console.tokens)
     out = list(judgements)
+    doubtful: list[tuple[int, Sample, Target]] = []
+    for i, (row, (sample, _)) in enumerate(zip(judgements, chunk, strict=True)):
+        if row.verdict != "label_wrong":
+            continue
+        out[i] = replace(row, verdict="undecided")
+        target = target_of(row.answer)
+        if target is not None and model.prompt_length(sample) <= cfg.answers.prompt_tokens:
+            doubtful.append((i, sample, target))
+    replies = model.greedy([sample for _, sample, _ in doubtful], cfg.answers, console.tokens)
     for (i, sample, target), reply in zip(doubtful, replies, strict=True):
-        if not match(reply.text, target, sample.tools).ok:
-            out[i] = replace(out[i], verdict="undecided")
+        if match(reply.text, target, sample.tools).ok:
+            out[i] = judgements[i]
     return out
 
 

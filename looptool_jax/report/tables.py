@@ -105,7 +105,11 @@ def _judging(stages: dict[str, Any]) -> Table:
     ]
     columns = ["round", *(key.replace("_", " ").replace("prediction", "answer") for key in keys), "trusted"]
     return Table(
-        "Judging (JGLV)", columns, rows, "undecided: the two orders disagree, or a reply has no verdict; set aside"
+        "Judging (JGLV)",
+        columns,
+        rows,
+        "undecided: the two orders disagree, a reply has no verdict, or the answer cannot be (or is not confirmed as) "
+        "the label; set aside",
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from looptool_jax.config import load_config
 from looptool_jax.data.store import DataError, read_jsonl, read_samples
-from looptool_jax.inference.answers import Answer
+from looptool_jax.inference.answers import Answer, AnswerConfig
 from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.expand import ExpandConfig, expand
@@ -108,6 +108,16 @@ def test_a_broken_answer_never_becomes_a_label(tmp_path):
     asked = len(model.requests)
     assert set(judged(model, tmp_path / "rules", broken, rules_first=True)[1].values()) == {"prediction_wrong"}
     assert len(model.requests) == asked == 6
+
+
+@pytest.mark.parametrize(
+    ("own", "longest", "verdict"),
+    [("Bonn", 4096, "label_wrong"), ("Ulm", 4096, "undecided"), ("Bonn", 3, "undecided")],
+)
+def test_a_repair_is_confirmed_by_the_judges_own_answer(own, longest, verdict, tmp_path):
+    model = Scripted(prefers("Bonn"), answer(own))
+    sizes = AnswerConfig(prompt_tokens=longest)  # a prompt that does not fit confirms nothing
+    assert judged(model, tmp_path, [probed("s", answer("Bonn"))], confirm=True, answers=sizes)[1] == {"s": verdict}
 
 
 def test_without_the_judge_every_mismatch_is_a_model_error(tmp_path):
