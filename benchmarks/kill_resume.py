@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/kill"))
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
+    if any((args.out / name).exists() for name in ("undisturbed", "killed")):
+        sys.exit(f"{args.out}: holds runs already; choose another --out")
     args.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     if start(args.config, args.out / "undisturbed", args.overrides).wait() != 0:

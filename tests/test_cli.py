@@ -33,7 +33,10 @@ def test_help_lists_the_commands_without_importing_jax(tmp_path):
     assert all(command in text for command in commands)
 
 
-@pytest.mark.parametrize("command", ["run", "probe", "judge", "expand", "compose", "train", "warmup", "eval", "report"])
+@pytest.mark.parametrize(
+    "command",
+    ["run", "probe", "judge", "expand", "compose", "train", "warmup", "eval", "report", "import", "publish"],
+)
 def test_every_help_has_an_example(command, tmp_path):
     assert f"looptool {command} " in looptool(command, "--help", cwd=tmp_path).stdout
 
@@ -52,6 +55,8 @@ def test_every_help_has_an_example(command, tmp_path):
         (["probe", "--data", "missing.jsonl", "--out", "out", "--config", "micro"], ["missing.jsonl"]),
         (["import", "missing.json", "--format", "openai", "--out", "out"], ["missing.json"]),
         (["publish", "nowhere", "--out", "out"], ["nowhere"]),
+        (["warmup", "--out", "out", "seed=3"], ["--data"]),
+        (["run", "--config", "micro", "run_dir=gs://bucket/run"], ["gs://bucket/run", "no local folder"]),
     ],
 )
 def test_a_mistake_is_one_line(args, words, tmp_path):
