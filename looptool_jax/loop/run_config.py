@@ -14,7 +14,7 @@ from looptool_jax.loop.probe import ProbeConfig
 from looptool_jax.loop.reward import RewardConfig
 from looptool_jax.loop.synthesize import DataConfig
 from looptool_jax.loop.train import TrainConfig
-from looptool_jax.loop.warmup import WarmupConfig
+from looptool_jax.loop.warmup import WARMUP_SEEDS, WarmupConfig
 from looptool_jax.parallel.mesh import MeshConfig
 
 
@@ -49,6 +49,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         at_least("rounds", self.rounds, 1)
+        if not 0 <= self.seed < WARMUP_SEEDS:
+            raise ValueError(f"seed: from 0 to {WARMUP_SEEDS - 1}, found {self.seed} (seeds above are the warm-up's)")
         if self.data.round_size < self.train.batch:
             raise ValueError(f"data.round_size={self.data.round_size} is smaller than train.batch={self.train.batch}")
         longest = self.train.answers.prompt_tokens

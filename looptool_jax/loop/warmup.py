@@ -282,7 +282,7 @@ def tokenizer_texts(cfg: NanoConfig) -> Iterator[str]:
     from looptool_jax.toolcall import get_format
 
     chat = get_format("qwen3")
-    for sample in world_samples("train", cfg.tokenizer_samples, _SEEDS + cfg.seed):
+    for sample in world_samples("train", cfg.tokenizer_samples, WARMUP_SEEDS + cfg.seed):
         yield chat.render(sample.messages, sample.tools, thinking=False) + chat.render_target(sample.target)
 
 
@@ -296,7 +296,7 @@ def accuracy(lm: LanguageModel, samples: Sequence[Sample]) -> dict[str, float]:
     return {name: round(float(np.mean(oks)), 4) for name, oks in sorted(right.items())}
 
 
-_SEEDS = 1_000_000  # the world's seeds from here on are the warm-up's; a run takes smaller ones
+WARMUP_SEEDS = 1_000_000  # the world's seeds from here on are the warm-up's; a run takes smaller ones
 _SIZES = AnswerConfig(prompt_tokens=640, answer_tokens=160, slots=32, prefill_batch=4)
 
 
@@ -335,7 +335,7 @@ def _chunk(
     """Packed rows of one chunk of a stage: everything follows from (seed, stage, chunk)."""
     stage = cfg.stages[number]
     low, high = key_for("nano", cfg.seed, number, chunk)
-    seed = _SEEDS + (low | high << 32) % 2**40
+    seed = WARMUP_SEEDS + (low | high << 32) % 2**40
     samples = world_samples("train", cfg.chunk_samples, seed, stage.categories)
     parts = []
     made = examples.make(samples, stage.mix, mistakes, seed, stage.careless_share)
@@ -364,7 +364,7 @@ def _mistakes_file(out: Path, stage: int) -> str:
 
 def _mistakes(lm: LanguageModel, cfg: NanoConfig, stage: int) -> list[dict[str, Any]]:
     """Wrong greedy answers to new training samples."""
-    samples = world_samples("train", cfg.mistakes, 2 * _SEEDS + 1000 * stage + cfg.seed)
+    samples = world_samples("train", cfg.mistakes, 2 * WARMUP_SEEDS + 1000 * stage + cfg.seed)
     return [
         {"sample": sample.to_json(), "response": text}
         for sample, text in zip(samples, _answers(lm, samples), strict=True)

@@ -58,6 +58,7 @@ def test_a_wrong_override_is_one_line_that_helps(override, words):
         ("expand.top_p", 1.5, "more than 0 and at most 1"),
         ("warmup.epochs warmup.rows warmup.length warmup.micro_batches warmup.checkpoint_every", 0, "at least 1"),
         ("data.pool data.round_size", 0, "is smaller than"),
+        ("seed", 1_000_000, "from 0 to 999999"),
     ],
 )
 def test_a_number_out_of_range_is_told_with_its_key(keys, value, limit):
