@@ -66,7 +66,7 @@ def test_logits(case, make_hf_model, torch_logits):
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
 def test_every_layer_and_the_cache(architecture, make_hf_model):
-    import torch
+    torch = pytest.importorskip("torch")
 
     model, folder = make_hf_model(architecture)
     params, cfg = load(folder)

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -23,6 +22,8 @@ from looptool_jax.training.grpo import (
     make_grpo_step,
 )
 from looptool_jax.training.optimizer import state_shardings
+
+torch = pytest.importorskip("torch")
 
 CFG = DecoderConfig("qwen3", 62, 32, 48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
 INIT = jax.jit(decoder.init_params, static_argnums=(0, 2))

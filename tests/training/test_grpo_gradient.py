@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-import torch
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +24,8 @@ from looptool_jax.training.grpo import (
     policy_loss,
 )
 from looptool_jax.training.optimizer import OptimizerConfig, init_state, make_optimizer, state_shardings
+
+torch = pytest.importorskip("torch")
 
 CFG = DecoderConfig("qwen3", 62, 32, 48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
 INIT = jax.jit(decoder.init_params, static_argnums=(0, 2))

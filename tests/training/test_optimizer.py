@@ -5,7 +5,6 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-import torch
 
 from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig
@@ -21,6 +20,8 @@ from looptool_jax.training.optimizer import (
     make_optimizer,
     state_shardings,
 )
+
+torch = pytest.importorskip("torch")
 
 CFG = DecoderConfig("qwen3", 64, 16, 32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4)
 INIT = jax.jit(decoder.init_params, static_argnums=(0, 2))
