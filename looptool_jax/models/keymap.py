@@ -12,6 +12,7 @@ import numpy as np
 
 from looptool_jax.models.config import DecoderConfig
 from looptool_jax.models.decoder import abstract_params
+from looptool_jax.models.linear import input_count
 
 PER_LAYER = {
     "attention_norm": "input_layernorm.weight",
@@ -86,5 +87,5 @@ def entries(cfg: DecoderConfig) -> list[Entry]:
 def _hf_shape(name: str, ours: tuple[int, ...]) -> tuple[int, ...]:
     if name.endswith(("norm", "bias")):
         return (math.prod(ours),)
-    inputs = 2 if name == "o" else 1
+    inputs = input_count(name)
     return (math.prod(ours[inputs:]), math.prod(ours[:inputs]))

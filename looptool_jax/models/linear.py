@@ -14,7 +14,7 @@ import qwix
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-MATRICES = frozenset({"q", "k", "v", "o", "gate", "up", "down"})  # of a layer, by their names in the parameter tree
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")  # of a layer, by their names in the parameter tree
 
 Weight = Any  # Float[Array, "..."] | qwix.QArray | LowRank
 
@@ -73,14 +73,26 @@ def quantized(w: Float[Array, "*in_and_out"], inputs: tuple[int, ...]) -> qwix.Q
 def quantize_layers(params: Any) -> Any:
     """The parameters of a decoder with the matrices of the layers in int8; traceable."""
     layers = dict(params["layers"])
-    for name in MATRICES & layers.keys():
+    for name in MATRICES:
         layers[name] = quantized(layers[name], tuple(1 + axis for axis in input_axes(name, layers[name].ndim - 1)))
     return {**params, "layers": layers}
 
 
+def input_count(name: str) -> int:
+    """How many axes of a layer's matrix are its input; those of its output come behind them."""
+    return 2 if name == "o" else 1
+
+
 def input_axes(name: str, ndim: int) -> tuple[int, ...]:
     """Which axes of one layer's matrix are its input; those before them number experts."""
-    return {"q": (0,), "k": (0,), "v": (0,), "o": (0, 1)}.get(name, (ndim - 2,))
+    outputs = 2 if name in ("q", "k", "v") else 1
+    end = ndim - outputs
+    return tuple(range(end - input_count(name), end))
+
+
+def low_rank_axes(axes: tuple[str, ...], split: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The logical axes of `a` and `b` beside a stacked weight whose first `split` axes are layers and its input."""
+    return (*axes[:split], "rank"), (*axes[:1], "rank", *axes[split:])
 
 
 def is_compound(weight: Weight) -> bool:
@@ -95,9 +107,9 @@ def axes_of(params: Any, axes: Any) -> Any:
 
 def _axes_of(weight: Weight, axes: tuple[str, ...]) -> Any:
     if isinstance(weight, LowRank):
-        split = weight.a.ndim - 1
-        a: Any = (*axes[:split], "rank")
-        b: Any = (*axes[:1], "rank", *axes[split:])
+        a: Any
+        b: Any
+        a, b = low_rank_axes(axes, weight.a.ndim - 1)
         return LowRank(_axes_of(weight.base, axes), a, b, weight.scale)
     if isinstance(weight, qwix.QArray):
         of_scale = tuple(axis if size > 1 else "one" for axis, size in zip(axes, weight.scale.shape, strict=True))

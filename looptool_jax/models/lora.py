@@ -23,17 +23,16 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from looptool_jax.data.files import is_url, join, local_path, parse_json
-from looptool_jax.models import decoder, keymap, storage
+from looptool_jax.models import decoder, keymap, moe, storage
 from looptool_jax.models.config import DecoderConfig, ModelError
 from looptool_jax.models.decoder import Params
-from looptool_jax.models.linear import LowRank
-from looptool_jax.models.moe import MATRICES
+from looptool_jax.models.linear import MATRICES as TARGETS
+from looptool_jax.models.linear import LowRank, input_count, low_rank_axes
 
 Adapters = dict[str, dict[str, Any]]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 _DTYPES: dict[Any, Any] = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 
@@ -74,13 +73,13 @@ def init_adapters(cfg: DecoderConfig, lora: LoraConfig, key: PRNGKeyArray, dtype
     Raises ModelError where the targets are experts, which have no adapters.
     """
     layers = decoder.abstract_params(cfg)["layers"]
-    possible = [name for name in TARGETS if cfg.experts is None or name not in MATRICES]
+    possible = [name for name in TARGETS if cfg.experts is None or name not in moe.MATRICES]
     adapters: Adapters = {}
     for name, name_key in zip(lora.targets, jax.random.split(key, len(lora.targets)), strict=True):
         if name not in possible:
             raise ModelError(f"lora.targets: experts have no adapters, so {name} is none of {', '.join(possible)}")
         n_layers, *shape = layers[name].shape
-        inputs, outputs = shape[: _inputs(name)], shape[_inputs(name) :]
+        inputs, outputs = shape[: input_count(name)], shape[input_count(name) :]
         bound = math.prod(inputs) ** -0.5
         a = jax.random.uniform(name_key, (n_layers, *inputs, lora.rank), dtype, -bound, bound)
         adapters[name] = {"a": a, "b": jnp.zeros((n_layers, lora.rank, *outputs), dtype)}
@@ -90,13 +89,8 @@ def init_adapters(cfg: DecoderConfig, lora: LoraConfig, key: PRNGKeyArray, dtype
 def adapter_axes(cfg: DecoderConfig, lora: LoraConfig) -> dict[str, dict[str, tuple[str, ...]]]:
     """The logical axes of `init_adapters`' arrays."""
     axes = decoder.logical_axes(cfg)["layers"]
-    return {
-        name: {
-            "a": (*axes[name][: 1 + _inputs(name)], "rank"),
-            "b": ("layers", "rank", *axes[name][1 + _inputs(name) :]),
-        }
-        for name in lora.targets
-    }
+    split = {name: low_rank_axes(axes[name], 1 + input_count(name)) for name in lora.targets}
+    return {name: {"a": a, "b": b} for name, (a, b) in split.items()}
 
 
 def attach(params: Params, adapters: Adapters, lora: LoraConfig) -> Params:
@@ -267,8 +261,3 @@ def _read(folder: str, name: str) -> bytes:
 def _module(name: str) -> str:
     """Hugging Face's name of a layer's weight, as PEFT writes it."""
     return keymap.PER_LAYER[name].removesuffix(".weight")
-
-
-def _inputs(name: str) -> int:
-    """How many axes of a layer's weight are its input."""
-    return 2 if name == "o" else 1

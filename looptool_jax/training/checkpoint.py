@@ -52,7 +52,7 @@ def save(path: epath.PathLike, state: Any, extra: dict[str, Any], keep: int | No
     record["seal"] = _seal(record)
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # a failed save leaves coroutines that complain
     try:
-        if jax.process_index() == 0 and _is_url(path):
+        if jax.process_index() == 0 and is_url(path):
             _remove(path)  # Orbax would need the right to read the bucket's settings for it
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             arrays = ocp.args.StandardSave(state)
@@ -188,22 +188,18 @@ def _steps(root: epath.Path) -> list[epath.Path]:
 
 def _remove(folder: epath.Path) -> None:
     """On an object store a folder goes object by object: first the one that says it is complete."""
-    if _is_url(folder):
+    if is_url(folder):
         (folder / COMMIT_FILE).unlink(missing_ok=True)
     folder.rmtree(missing_ok=True)
 
 
 def _reason(path: epath.Path, error: Exception) -> str:
-    if _is_url(path):
+    if is_url(path):
         from looptool_jax.data import object_store
 
         return object_store.reason(str(path), error)
     reason = "no space left on the disk" if "No space left" in str(error) else str(error).partition("\n")[0]
     return f"{reason}; make room or choose another folder, and give the same command again"
-
-
-def _is_url(path: epath.PathLike) -> bool:
-    return "://" in str(path)
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
