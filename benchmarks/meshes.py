@@ -24,9 +24,11 @@ from looptool_jax.loop.keys import key_for
 from looptool_jax.loop.pool import locate
 from looptool_jax.models import decoder
 from looptool_jax.parallel.mesh import MeshConfig, make_mesh
+from looptool_jax.parallel.rules import batch_shards
 from looptool_jax.toolcall import match
-from looptool_jax.training.grpo import GrpoConfig, group_advantages, make_batch, make_grpo_step
+from looptool_jax.training.grpo import GrpoConfig, group_advantages, make_grpo_step
 from looptool_jax.training.optimizer import OptimizerConfig, init_state, lay_out, make_optimizer
+from looptool_jax.training.rows import Group, packed_rows
 from looptool_jax.world import generate
 
 MESHES = {
@@ -36,7 +38,7 @@ MESHES = {
     "fsdp 4 x tensor 2": MeshConfig(1, 4, 2),
 }
 SIZES = AnswerConfig(prompt_tokens=384, answer_tokens=112, slots=16)
-GRPO = GrpoConfig(compute_dtype="float32")
+GRPO = GrpoConfig(compute_dtype="float32", micro_tokens=2048)
 RATE = 1e-2
 
 
@@ -72,9 +74,11 @@ def rollouts(lm, samples, number):
     groups = Answerer(lm).groups(samples, 8, keys, 1.0, SIZES, lambda tokens: None)
     rewards = [[float(match(a.text, s.target, s.tools).ok) for a in g] for s, g in zip(samples, groups, strict=True)]
     prompts = [Answerer(lm).prompt(sample) for sample in samples]
-    tokens = [[answer.tokens for answer in group] for group in groups]
     advantages = group_advantages(np.array(rewards) + np.eye(8))  # no group without a direction
-    return make_batch(prompts, tokens, advantages, prompt_len=384, answer_len=112, pad_id=lm.tokenizer.pad_id)
+    return [
+        Group(prompt, [answer.tokens for answer in group], row.tolist())
+        for prompt, group, row in zip(prompts, groups, advantages, strict=True)
+    ]
 
 
 def answers(lm, samples):
@@ -103,8 +107,8 @@ def trained(lm, batches, optimizer):
     before = jax.device_get(start)
     state = init_state(optimizer, start, shardings, copy=False)
     step = make_grpo_step(lm.cfg, GRPO, optimizer, lm.mesh, shardings)
-    for batch in batches:
-        state, _ = step(state, batch)
+    for groups in batches:
+        state, _ = step(state, packed_rows(groups, GRPO.micro_tokens, batch_shards(lm.mesh)))
     after = jax.device_get(state.params)
     moved = jax.tree.map(np.subtract, after, before)
     return moved if any(np.any(leaf) for leaf in jax.tree.leaves(moved)) else jax.device_get(state.opt_state)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from looptool_jax.data.store import join, write_jsonl
-from looptool_jax.inference.answers import AnswerConfig, Answerer
+from looptool_jax.inference.answers import NO_ANSWERS, AnswerConfig, Answerer, label_and_last
 from looptool_jax.toolcall import Sample, match
 
 
 @dataclass
 class EvalConfig:
-    """answers: engine sizes."""
+    """answers: engine sizes. drafts: as in probing; the answers are the same."""
 
     answers: AnswerConfig = field(default_factory=AnswerConfig)
+    drafts: bool = True
 
 
 def evaluate(
@@ -26,12 +27,15 @@ def evaluate(
     cfg: EvalConfig,
     out: str,
     on_tokens: Callable[[int], None],
+    last: Mapping[str, Sequence[int]] = NO_ANSWERS,
 ) -> dict[str, Any]:
     """Accuracy on the samples; writes `out/results.jsonl`, a row an item, and returns the metrics.
 
+    last: token ids of an earlier policy's answers, by the sample's id.
     interval95 is the half-width of the normal 95 % interval of the accuracy.
     """
-    answers = policy.greedy(samples, cfg.answers, on_tokens)
+    drafts = label_and_last(policy, samples, last) if cfg.drafts else None
+    answers = policy.greedy(samples, cfg.answers, on_tokens, drafts)
     rows: list[dict[str, Any]] = []
     for sample, answer in zip(samples, answers, strict=True):
         outcome = match(answer.text, sample.target, sample.tools)
@@ -39,6 +43,7 @@ def evaluate(
         reason = outcome.reason if answer.finish == "stop" else "truncated at the token limit"
         rows.append({
             "id": sample.id, "category": sample.category, "correct": ok, "reason": reason, "answer": answer.text,
+            "ids": answer.tokens,
         })  # fmt: skip
     write_jsonl(join(out, "results.jsonl"), rows)
     counts = Counter(row["category"] for row in rows)

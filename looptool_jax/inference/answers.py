@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from looptool_jax.inference.batch import Completion, Request, generate
+from looptool_jax.inference.drafts import greedy
 from looptool_jax.inference.lm import LanguageModel
 from looptool_jax.limits import at_least
-from looptool_jax.toolcall import Message, Sample
+from looptool_jax.toolcall import Message, Sample, Target
 
 if TYPE_CHECKING:
     from looptool_jax.inference.engine import DecoderEngine
+    from looptool_jax.inference.scoring import Scorer
 
 OnTokens = Callable[[int], None]
+
+DRAFTS = 2  # most guesses of one answer
+NO_ANSWERS: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
 @dataclass
@@ -39,12 +45,14 @@ class AnswerConfig:
 class Answer:
     """Generated text without its end token, and the ids it came from with it. text: of an answer to a sample, the
     canonical text (calls as `<tool_call>` blocks, whatever the model's own syntax); of a reply in a chat, as written.
-    finish: "stop", "length", or "prompt_too_long" (nothing was generated)."""
+    finish: "stop", "length", or "prompt_too_long" (nothing was generated). drafted, near_tie: as in `Completion`."""
 
     text: str
     tokens: list[int]
     logprobs: list[float]
     finish: str
+    drafted: int = 0
+    near_tie: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,31 @@ class Answerer:
     def prompt_length(self, sample: Sample) -> int:
         return len(self.prompt(sample))
 
-    def greedy(self, samples: Sequence[Sample], cfg: AnswerConfig, on_tokens: OnTokens) -> list[Answer]:
-        """The greedy answer of each sample. Raises PromptTooLong where a prompt does not fit."""
+    def draft(self, target: Target) -> list[int]:
+        """Token ids of a target as an answer, its end token included."""
+        return [*self.lm.tokenizer.encode_target(target), self.lm.tokenizer.eos_ids[0]]
+
+    def greedy(
+        self,
+        samples: Sequence[Sample],
+        cfg: AnswerConfig,
+        on_tokens: OnTokens,
+        drafts: Sequence[Sequence[Sequence[int]]] | None = None,
+    ) -> list[Answer]:
+        """The greedy answer of each sample.
+
+        drafts: up to DRAFTS guesses of the token ids of each (`draft`); with them the answers are the same, sooner.
+        Raises PromptTooLong where a prompt does not fit.
+        """
+        if not samples:
+            return []
         requests = [Request(sample.id, self.prompt(sample), (0, 0), 0.0, cfg.answer_tokens) for sample in samples]
-        return [self._answer(completion) for [completion] in self._run(requests, cfg, on_tokens)]
+        engine, params, progress = self.greedy_engine(cfg), self.lm.params, _increments(on_tokens)
+        if drafts is None:
+            completions = [completion for [completion] in generate(engine, params, requests, progress)]
+        else:
+            completions = greedy(engine, self.scorer(cfg), params, requests, drafts, progress)
+        return [self._answer(completion) for completion in completions]
 
     def groups(
         self,
@@ -113,39 +142,59 @@ class Answerer:
         replies = iter(self._run(runnable, cfg, on_tokens, top_p=top_p, top_k=top_k))
         return [self._reply(next(replies)[0]) if fit else Answer("", [], [], "prompt_too_long") for fit in fits]
 
-    def engine(self, cfg: AnswerConfig, *, group: int = 1, top_p: float = 1.0, top_k: int = 0) -> DecoderEngine:
-        """The engine that the answers of these sizes come from. Raises EngineError, ShardingError."""
+    def engine(self, cfg: AnswerConfig, **more: Any) -> DecoderEngine:
+        """The engine of these sizes; `more` are further arguments of `DecoderEngine`. Raises EngineError,
+        ShardingError."""
         return self.lm.engine(
-            slots=cfg.slots, group=group, prompt_len=cfg.prompt_tokens, answer_len=cfg.answer_tokens,
-            steps_per_sync=cfg.steps_per_sync, prefill_batch=cfg.prefill_batch, top_p=top_p, top_k=top_k,
+            slots=cfg.slots, prompt_len=cfg.prompt_tokens, answer_len=cfg.answer_tokens,
+            steps_per_sync=cfg.steps_per_sync, prefill_batch=cfg.prefill_batch, **more,
         )  # fmt: skip
 
+    def greedy_engine(self, cfg: AnswerConfig) -> DecoderEngine:
+        """The engine of `greedy`; it can go on from a draft. Raises EngineError, ShardingError."""
+        return self.engine(cfg, draft_len=cfg.answer_tokens)
+
+    def scorer(self, cfg: AnswerConfig) -> Scorer:
+        """What checks the drafts of `greedy`."""
+        return self.lm.scorer(longest=cfg.prompt_tokens + cfg.answer_tokens, members=DRAFTS)
+
     def _run(
-        self,
-        requests: Sequence[Request],
-        cfg: AnswerConfig,
-        on_tokens: OnTokens,
-        *,
-        group: int = 1,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        self, requests: Sequence[Request], cfg: AnswerConfig, on_tokens: OnTokens, **more: Any
     ) -> list[list[Completion]]:
         if not requests:
             return []
-        engine = self.engine(cfg, group=group, top_p=top_p, top_k=top_k)
-        seen = 0
-
-        def progress(_: int, tokens: int) -> None:
-            nonlocal seen
-            on_tokens(tokens - seen)
-            seen = tokens
-
-        return generate(engine, self.lm.params, requests, progress)
+        return generate(self.engine(cfg, **more), self.lm.params, requests, _increments(on_tokens))
 
     def _reply(self, completion: Completion) -> Answer:
         ids = completion.tokens[:-1] if completion.finish == "stop" else completion.tokens
-        return Answer(self.lm.tokenizer.decode(ids), completion.tokens, completion.logprobs, completion.finish)
+        return Answer(
+            self.lm.tokenizer.decode(ids), completion.tokens, completion.logprobs, completion.finish,
+            completion.drafted, completion.near_tie,
+        )  # fmt: skip
 
     def _answer(self, completion: Completion) -> Answer:
         reply = self._reply(completion)
         return replace(reply, text=self.lm.tokenizer.format.canonical(reply.text))
+
+
+def label_and_last(
+    policy: Answerer, samples: Sequence[Sample], last: Mapping[str, Sequence[int]]
+) -> list[list[Sequence[int]]]:
+    """Drafts of the answers to samples: the label, and the last answer where it was another."""
+    drafts: list[list[Sequence[int]]] = []
+    for sample in samples:
+        label, before = policy.draft(sample.target), last.get(sample.id)
+        drafts.append([label] if before is None or list(before) == label else [label, before])
+    return drafts
+
+
+def _increments(on_tokens: OnTokens) -> Callable[[int, int], None]:
+    """Progress in sums of tokens, told to `on_tokens` as what has been added."""
+    seen = 0
+
+    def progress(_: int, tokens: int) -> None:
+        nonlocal seen
+        on_tokens(tokens - seen)
+        seen = tokens
+
+    return progress

@@ -7,6 +7,7 @@ length, decoding always runs over all slots, and random keys belong to requests.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 from looptool_jax.parallel.processes import stop_if_preempted
 
 if TYPE_CHECKING:
-    from looptool_jax.inference.engine import DecoderEngine, DecodeState
+    from looptool_jax.inference.engine import DecoderEngine, Prefix
     from looptool_jax.models.decoder import Params
 
 
@@ -50,13 +51,18 @@ class Completion:
 
     tokens: what was generated, the end token included when `finish` is "stop".
     logprobs: of these tokens under the raw model (temperature 1), natural logarithm.
+    lead: the smallest distance between the two largest logits where a token was chosen.
+    drafted: how many of the tokens were a draft's. near_tie: decoded step by step although there was a draft.
     """
 
     request_id: str
     index: int
     tokens: list[int]
     logprobs: list[float]
+    lead: float
     finish: Literal["stop", "length"]
+    drafted: int = 0
+    near_tie: bool = False
 
 
 def generate(
@@ -75,42 +81,94 @@ def generate(
     """
     for request in requests:
         check(engine, request)
-    params = engine.load_params(params)
-    state = engine.init_decode_state()
-    waiting = deque(range(len(requests)))
-    occupants: list[int | None] = [None] * engine.slots
-    answers = [[_Answer() for _ in range(engine.group)] for _ in requests]
-    finished = generated = 0
-    while finished < len(requests):
+    decoding = Decoding(engine, params)
+    waiting = deque(enumerate(requests))
+    while waiting or decoding.busy:
         stop_if_preempted()
-        arrivals = []
-        for slot in range(engine.slots):
-            if occupants[slot] is None and waiting:
-                occupants[slot] = arrival = waiting.popleft()
-                arrivals.append((slot, requests[arrival]))
-        state = _fill(engine, params, state, arrivals)
-        state, result = engine.generate(params, state)
+        arrivals: list[tuple[int, Request]] = []
+        while waiting and len(arrivals) < len(decoding.free):
+            arrivals.append(waiting.popleft())
+        decoding.prefill(arrivals)
+        decoding.step()
+        if on_progress is not None:
+            on_progress(len(decoding.finished), decoding.generated)
+    return [decoding.finished[number] for number in range(len(requests))]
+
+
+class Decoding:
+    """The slots of an engine while requests, which the caller numbers, enter, are answered and leave.
+
+    free: slots that are empty, in order. finished: the completions of the requests that have left, by number.
+    generated: tokens so far.
+    """
+
+    def __init__(self, engine: DecoderEngine, params: Params) -> None:
+        self.engine, self.params = engine, engine.load_params(params)
+        self.state = engine.init_decode_state()
+        self.free = list(range(engine.slots))
+        self.finished: dict[int, list[Completion]] = {}
+        self.generated = 0
+        self._at_work: dict[int, tuple[int, Request, list[_Answer]]] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._at_work)
+
+    def prefill(self, arrivals: Sequence[tuple[int, Request]]) -> None:
+        """Compute the prompts of the arrivals and put them into free slots: by bucket, in batches of a fixed size."""
+        by_bucket: dict[int, list[tuple[int, Request]]] = {}
+        for number, request in arrivals:
+            slot = self._take(number, request)
+            by_bucket.setdefault(self.engine.bucket(len(request.tokens)), []).append((slot, request))
+        size = self.engine.prefill_batch
+        for bucket, members in sorted(by_bucket.items()):
+            for start in range(0, len(members), size):
+                batch = members[start : start + size]
+                batch += [batch[-1]] * (size - len(batch))
+                tokens = np.full((size, bucket), self.engine.pad_id, np.int32)
+                for row, (_, request) in zip(tokens, batch, strict=True):
+                    row[: len(request.tokens)] = request.tokens
+                lengths = np.array([len(request.tokens) for _, request in batch])
+                self._insert(self.engine.prefill_many(self.params, tokens, lengths), batch)
+
+    def insert(self, number: int, request: Request, prefix: Prefix) -> None:
+        """Put a request whose prompt is computed already into a free slot."""
+        self._insert(prefix, [(self._take(number, request), request)])
+
+    def step(self) -> None:
+        """`steps_per_sync` tokens for every answer; requests whose answers have all ended leave."""
+        self.state, result = self.engine.generate(self.params, self.state)
         result = result.convert_to_numpy()
-        logprobs = engine.log_probs(result)
-        for slot, occupant in enumerate(occupants):
-            if occupant is None:
-                continue
-            rows = result.get_result_at_slot(slot)
-            first = slot * engine.group
-            for g, answer in enumerate(answers[occupant]):
+        logprobs, leads = self.engine.log_probs(result), self.engine.leads(result)
+        for slot, (number, request, answers) in list(self._at_work.items()):
+            rows, first = result.get_result_at_slot(slot), slot * self.engine.group
+            for g, answer in enumerate(answers):
                 count = int(rows.valid[g].sum())
-                generated += count
+                self.generated += count
                 answer.tokens.extend(rows.tokens[g, :count].tolist())
                 answer.logprobs.extend(logprobs[first + g, :count].tolist())
-            if all(answer.ended(requests[occupant], engine.eos_ids) for answer in answers[occupant]):
-                occupants[slot] = None
-                finished += 1
-        if on_progress is not None:
-            on_progress(finished, generated)
-    return [
-        [answer.completion(request, index, engine.eos_ids) for index, answer in enumerate(group)]
-        for request, group in zip(requests, answers, strict=True)
-    ]
+                answer.lead = min([answer.lead, *leads[first + g, :count].tolist()])
+            if all(answer.ended(request, self.engine.eos_ids) for answer in answers):
+                del self._at_work[slot]
+                self.free = sorted([*self.free, slot])
+                self.finished[number] = [
+                    answer.completion(request, g, self.engine.eos_ids) for g, answer in enumerate(answers)
+                ]
+
+    def _take(self, number: int, request: Request) -> int:
+        slot = self.free.pop(0)
+        self._at_work[slot] = (number, request, [_Answer() for _ in range(self.engine.group)])
+        return slot
+
+    def _insert(self, prefix: Prefix, batch: Sequence[tuple[int, Request]]) -> None:
+        self.state = self.engine.insert_many(
+            prefix,
+            self.state,
+            slots=np.array([slot for slot, _ in batch]),
+            keys=np.array([request.key for _, request in batch], np.uint32),
+            temperature=np.array([request.temperature for _, request in batch]),
+            max_new=np.array([request.max_new for _, request in batch]),
+        )
 
 
 def check(engine: DecoderEngine, request: Request) -> None:
@@ -139,6 +197,7 @@ class _Answer:
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
+        self.lead = math.inf
 
     def stopped(self, eos_ids: Sequence[int]) -> bool:
         return bool(self.tokens) and self.tokens[-1] in eos_ids
@@ -148,31 +207,4 @@ class _Answer:
 
     def completion(self, request: Request, index: int, eos_ids: Sequence[int]) -> Completion:
         finish: Literal["stop", "length"] = "stop" if self.stopped(eos_ids) else "length"
-        return Completion(request.id, index, self.tokens, self.logprobs, finish)
-
-
-def _fill(
-    engine: DecoderEngine, params: Params, state: DecodeState, arrivals: Sequence[tuple[int, Request]]
-) -> DecodeState:
-    """Prefill and insert the arrivals (slot, request): by bucket, in batches of the engine's fixed size."""
-    by_bucket: dict[int, list[tuple[int, Request]]] = {}
-    for slot, request in arrivals:
-        by_bucket.setdefault(engine.bucket(len(request.tokens)), []).append((slot, request))
-    size = engine.prefill_batch
-    for bucket, members in sorted(by_bucket.items()):
-        for start in range(0, len(members), size):
-            batch = members[start : start + size]
-            batch += [batch[-1]] * (size - len(batch))
-            tokens = np.full((size, bucket), engine.pad_id, np.int32)
-            for row, (_, request) in zip(tokens, batch, strict=True):
-                row[: len(request.tokens)] = request.tokens
-            prefix = engine.prefill_many(params, tokens, np.array([len(request.tokens) for _, request in batch]))
-            state = engine.insert_many(
-                prefix,
-                state,
-                slots=np.array([slot for slot, _ in batch]),
-                keys=np.array([request.key for _, request in batch], np.uint32),
-                temperature=np.array([request.temperature for _, request in batch]),
-                max_new=np.array([request.max_new for _, request in batch]),
-            )
-    return state
+        return Completion(request.id, index, self.tokens, self.logprobs, self.lead, finish)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 from jetstream.engine import engine_api, tokenizer_pb2
 
@@ -53,6 +53,8 @@ class Rows(NamedTuple):
     """chosen, not yet handed out"""
     logprob: Float[Array, "S G"]
     """of `token`"""
+    lead: Float[Array, "S G"]
+    """by how much the largest logit was above the next when `token` was chosen"""
     length: Int[Array, "S G"]
     """answer tokens handed out so far"""
     done: Bool[Array, "S G"]
@@ -62,7 +64,8 @@ class Rows(NamedTuple):
 
 
 class DecodeState(NamedTuple):
-    """Everything a decode step reads and writes: S slots of one prompt (up to P tokens) and G answers (up to R)."""
+    """Everything a decode step reads and writes: S slots of one prompt (up to P tokens: the engine's `prompt_len`, and
+    behind it drafted tokens that decoding goes on from) and G answers (up to R)."""
 
     prompt_kv: KV
     """[layers, S, kv_heads, P, head_dim]"""
@@ -79,7 +82,8 @@ class DecoderEngine(engine_api.Engine):
         mesh: made by `make_mesh`; slots are split over its batch axes. Default: the first device alone.
         slots: prompts decoded at a time (S).
         group: answers per prompt (G); JetStream's `samples_per_slot`.
-        prompt_len, answer_len: most tokens of a prompt (P) and of an answer, its end token included (R).
+        prompt_len, answer_len: most tokens of a prompt and of an answer, its end token included (R).
+        draft_len: most tokens of an answer that may be known beforehand; there is room for them behind the prompt.
         eos_ids: tokens that end an answer. pad_id: what stands where there is no token.
         steps_per_sync: decode steps of one `generate` (k).
         prefill_batch: prompts that the batch loop prefills at a time. Default: one for each shard of the batch axes.
@@ -101,6 +105,7 @@ class DecoderEngine(engine_api.Engine):
         group: int = 1,
         prompt_len: int,
         answer_len: int,
+        draft_len: int = 0,
         eos_ids: tuple[int, ...],
         pad_id: int,
         steps_per_sync: int = 8,
@@ -130,7 +135,7 @@ class DecoderEngine(engine_api.Engine):
         if top_k < 0 or not 0 < top_p <= 1:
             raise EngineError(f"engine: top_k is {top_k} and top_p {top_p}; they must be 0 or more, and in (0, 1]")
         self.cfg, self.slots, self.group, self.prompt_len, self.answer_len = cfg, slots, group, prompt_len, answer_len
-        self.eos_ids, self.pad_id = tuple(eos_ids), pad_id
+        self.draft_len, self.eos_ids, self.pad_id = draft_len, tuple(eos_ids), pad_id
         self.steps_per_sync, self.prefill_batch = steps_per_sync, prefill_batch
         self.top_k, self.top_p, self.dtype, self.attention = top_k, top_p, jnp.dtype(dtype), attention
         self.buckets = prefill_buckets(prompt_len)
@@ -145,7 +150,7 @@ class DecoderEngine(engine_api.Engine):
         slot: Any = rules.batch_sharding(mesh, 1)
         prompt_kv: Any = rules.kv_sharding(mesh, 5)
         answer_kv: Any = rules.kv_sharding(mesh, 6)
-        prefix_kv: Any = NamedSharding(mesh, PartitionSpec(None, None, "tensor"))
+        prefix_kv: Any = rules.prefix_sharding(mesh)
         self.placement(decoder.abstract_params(self.cfg))  # what does not divide is found before anything is compiled
         self.prefix_shardings = Prefix(KV(prefix_kv, prefix_kv), replicated, replicated)
         rows = Rows(*len(Rows._fields) * (slot,))
@@ -191,19 +196,20 @@ class DecoderEngine(engine_api.Engine):
             prompt_length=jnp.zeros((s,), jnp.int32),
             token=jnp.full((s, g), self.pad_id, jnp.int32),
             logprob=jnp.zeros((s, g), jnp.float32),
+            lead=jnp.zeros((s, g), jnp.float32),
             length=jnp.zeros((s, g), jnp.int32),
             done=jnp.ones((s, g), bool),
             max_new=jnp.zeros((s,), jnp.int32),
             temperature=jnp.zeros((s,), jnp.float32),
             key=jnp.zeros((s, g, 2), jnp.uint32),
         )
-        return DecodeState(cache(s, time=self.prompt_len), cache(s, g, time=self.answer_len), rows)
+        return DecodeState(cache(s, time=self.prompt_len + self.draft_len), cache(s, g, time=self.answer_len), rows)
 
     def _prefill_fn(self, params: Params, tokens: Int[Array, "N T"], length: Int[Array, " N"]) -> Prefix:
         n, t = tokens.shape
         positions = jnp.broadcast_to(jnp.arange(t), (n, t))
-        segments = (positions < length[:, None]).astype(jnp.int32)
-        hidden, kv = decoder.forward(params, self.cfg, tokens, positions, segments, attention=self.attention)
+        ends = jnp.where(positions < length[:, None], length[:, None], 0)
+        hidden, kv = decoder.forward(params, self.cfg, tokens, positions, ends, attention=self.attention)
         last = jnp.take_along_axis(hidden, (length - 1)[:, None, None], axis=1)[:, 0]
         kv = jax.tree.map(lambda x: x.swapaxes(-3, -2).astype(self.dtype), kv)
         return Prefix(kv, decoder.logits(params, self.cfg, last), length)
@@ -223,7 +229,7 @@ class DecoderEngine(engine_api.Engine):
     ) -> Rows:
         n, g = slots.shape[0], self.group
         key = row_keys(keys, g)
-        token, logprob = sample(
+        token, logprob, lead = sample(
             jnp.repeat(logits, g, axis=0), key.reshape(n * g, 2), jnp.zeros((n * g,), jnp.int32),
             jnp.repeat(temperature, g), top_k=self.top_k, top_p=self.top_p,
         )  # fmt: skip
@@ -231,6 +237,7 @@ class DecoderEngine(engine_api.Engine):
             prompt_length=prompt_length,
             token=token.reshape(n, g),
             logprob=logprob.reshape(n, g),
+            lead=lead.reshape(n, g),
             length=jnp.zeros((n, g), jnp.int32),
             done=jnp.zeros((n, g), bool),
             max_new=max_new,
@@ -242,28 +249,32 @@ class DecoderEngine(engine_api.Engine):
     def _generate_fn(self, params: Params, state: DecodeState) -> tuple[DecodeState, Int[Array, "rows columns"]]:
         s, g, k = self.slots, self.group, self.steps_per_sync
         prompt_length, answered = state.rows.prompt_length, state.rows.length
-        prompt = Cache(state.prompt_kv, (jnp.arange(self.prompt_len) < prompt_length[:, None])[:, None])
+        prompt = Cache(state.prompt_kv, (jnp.arange(state.prompt_kv.k.shape[3]) < prompt_length[:, None])[:, None])
         answer = Cache(state.answer_kv, jnp.arange(self.answer_len) < answered[..., None])
         temperature = jnp.repeat(state.rows.temperature, g)
         eos_ids = jnp.asarray(self.eos_ids, jnp.int32)
 
-        def step(carry: tuple[KV, Rows], number: Array) -> tuple[tuple[KV, Rows], tuple[Array, Array, Array]]:
+        def step(carry: tuple[KV, Rows], number: Array) -> tuple[tuple[KV, Rows], tuple[Array, ...]]:
             recent_kv, rows = carry
             valid = ~rows.done
-            emitted = jnp.where(valid, rows.token, self.pad_id), valid, jnp.where(valid, rows.logprob, 0.0)
+            emitted = (
+                jnp.where(valid, rows.token, self.pad_id), valid,
+                jnp.where(valid, rows.logprob, 0.0), jnp.where(valid, rows.lead, 0.0),
+            )  # fmt: skip
             length = rows.length + valid
             ended = jnp.isin(rows.token, eos_ids) | (length >= rows.max_new[:, None])
             recent = Cache(recent_kv, (jnp.arange(k) < number)[None, None])
             hidden, new = decoder.decode_step(
                 params, self.cfg, rows.token, prompt_length[:, None] + rows.length, (prompt, answer, recent)
             )
-            token, logprob = sample(
+            token, logprob, lead = sample(
                 decoder.logits(params, self.cfg, hidden).reshape(s * g, -1), rows.key.reshape(s * g, 2),
                 length.reshape(-1), temperature, top_k=self.top_k, top_p=self.top_p,
             )  # fmt: skip
             rows = rows._replace(
-                token=token.reshape(s, g), logprob=logprob.reshape(s, g), length=length, done=rows.done | ended
-            )
+                token=token.reshape(s, g), logprob=logprob.reshape(s, g), lead=lead.reshape(s, g), length=length,
+                done=rows.done | ended,
+            )  # fmt: skip
             recent_kv = decoder.put(recent_kv, new, number)
             return (recent_kv, rows), emitted
 
@@ -271,7 +282,7 @@ class DecoderEngine(engine_api.Engine):
         # is only read; it takes in what the steps have made in one pass behind them.
         shape = (self.cfg.num_layers, s, g, self.cfg.num_kv_heads, k, self.cfg.head_dim)
         recent_kv = KV(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
-        (recent_kv, rows), (tokens, valid, logprobs) = jax.lax.scan(step, (recent_kv, state.rows), jnp.arange(k))
+        (recent_kv, rows), (tokens, valid, logprobs, leads) = jax.lax.scan(step, (recent_kv, state.rows), jnp.arange(k))
         answer_kv = jax.tree.map(lambda cache, new: _append(cache, new, answered), state.answer_kv, recent_kv)
         state = DecodeState(state.prompt_kv, answer_kv, rows)
 
@@ -279,7 +290,7 @@ class DecoderEngine(engine_api.Engine):
             return jnp.moveaxis(x, 0, -1).reshape(s * g, self.steps_per_sync)
 
         data = [columns(tokens), columns(valid).astype(jnp.int32), rows.length.reshape(s * g, 1)]
-        data.append(jax.lax.bitcast_convert_type(columns(logprobs), jnp.int32))
+        data += [jax.lax.bitcast_convert_type(columns(x), jnp.int32) for x in (logprobs, leads)]
         return state, jnp.concatenate(data, axis=-1)
 
     # --- ahead of time ----------------------------------------------------------------------------------------------
@@ -344,7 +355,16 @@ class DecoderEngine(engine_api.Engine):
 
     def log_probs(self, result: engine_api.ResultTokens) -> Float[np.ndarray, "rows k"]:
         """The log-probs of the tokens of `result` (0 where nothing is valid), read from the same array."""
-        return np.ascontiguousarray(np.asarray(result.data)[:, 2 * self.steps_per_sync + 1 :]).view(np.float32)
+        return self._floats(result, 0)
+
+    def leads(self, result: engine_api.ResultTokens) -> Float[np.ndarray, "rows k"]:
+        """By how much the largest logit was above the next for each token of `result`, likewise."""
+        return self._floats(result, 1)
+
+    def _floats(self, result: engine_api.ResultTokens, number: int) -> Float[np.ndarray, "rows k"]:
+        start = 2 * self.steps_per_sync + 1 + number * self.steps_per_sync
+        columns = np.asarray(result.data)[:, start : start + self.steps_per_sync]
+        return np.ascontiguousarray(columns).view(np.float32)
 
     # --- JetStream's Engine -----------------------------------------------------------------------------------------
 
@@ -400,7 +420,7 @@ class DecoderEngine(engine_api.Engine):
         """`steps_per_sync` tokens of every row. `decode_state` is donated; `sampler` is not used.
 
         The result's speculation width is k = steps_per_sync: row `slot * group + g` holds its next tokens, 1 or 0
-        for each (0 from the end of the answer on) and the length of the answer; `log_probs` reads the rest.
+        for each (0 from the end of the answer on) and the length of the answer; `log_probs` and `leads` read the rest.
         """
         decode_state, data = self._generate(params, decode_state)
         k = self.steps_per_sync

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from looptool_jax.inference.scoring import Scorer
 from looptool_jax.models import decoder, hf, linear, lora
 from looptool_jax.models.config import DecoderConfig, ModelError
 from looptool_jax.models.decoder import Params
@@ -123,6 +124,10 @@ class LanguageModel:
             self.cfg, self.mesh, self.tokenizer.eos_ids, self.tokenizer.pad_id, self.dtype, self.attention, **sizes
         )
 
+    def scorer(self, **sizes: Any) -> Scorer:
+        """The scorer of these sizes (arguments of `Scorer`), shared likewise."""
+        return _scorer(self.cfg, self.mesh, self.dtype, self.attention, **sizes)
+
 
 def load_language_model(cfg: ModelConfig, mesh: Mesh, turns: Turns | None = None) -> LanguageModel:
     """A model folder on the mesh. The weights are read when they are first wanted, placed for decoding.
@@ -209,3 +214,8 @@ def _engine(
         from looptool_jax.inference.engine import DecoderEngine
 
     return DecoderEngine(cfg, mesh=mesh, eos_ids=eos_ids, pad_id=pad_id, dtype=dtype, attention=attention, **sizes)
+
+
+@functools.cache
+def _scorer(cfg: DecoderConfig, mesh: Mesh, dtype: str, attention: decoder.Attention, **sizes: Any) -> Scorer:
+    return Scorer(cfg, mesh, dtype=dtype, attention=attention, **sizes)

@@ -36,6 +36,16 @@ def restrict(logits: Float[Array, "*rows V"], top_k: int, top_p: float) -> Float
     return logits
 
 
+def best_and_lead(
+    logits: Float[Array, "*rows V"],
+) -> tuple[Int[Array, "*rows"], Float[Array, "*rows"], Float[Array, "*rows"]]:
+    """The arg-max (int32), how far it is above the next logit, and the log of the sum of exponentials."""
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    top = jnp.take_along_axis(logits, best[..., None], axis=-1)[..., 0]
+    others = jnp.where(jnp.arange(logits.shape[-1]) == best[..., None], -jnp.inf, logits)
+    return best, top - others.max(axis=-1), jax.nn.logsumexp(logits, axis=-1)
+
+
 def sample(
     logits: Float[Array, "N V"],
     keys: UInt32[Array, "N 2"],
@@ -44,14 +54,14 @@ def sample(
     *,
     top_k: int = 0,
     top_p: float = 1.0,
-) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
+) -> tuple[Int[Array, " N"], Float[Array, " N"], Float[Array, " N"]]:
     """Choose token number `index` of every row. Temperature 0 takes the arg-max, otherwise Gumbel-max in float32.
 
     Returns the tokens (int32) and their log-probs (float32) under the raw logits, that is at temperature 1 and
-    without `top_k` and `top_p`, whatever the token was drawn with.
+    without `top_k` and `top_p`, whatever the token was drawn with; and by how much the largest logit is above the next.
     """
     logits = logits.astype(jnp.float32)
-    greedy = jnp.argmax(logits, axis=-1)
+    greedy, lead, logsumexp = best_and_lead(logits)
 
     def draw() -> Int[Array, " N"]:
         def noise(key_data: UInt32[Array, " 2"], token: Int[Array, ""]) -> Float[Array, " V"]:
@@ -59,10 +69,10 @@ def sample(
             return jax.random.gumbel(key, logits.shape[-1:], jnp.float32)
 
         scaled = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
-        drawn = jnp.argmax(restrict(scaled, top_k, top_p) + jax.vmap(noise)(keys, index), axis=-1)
+        drawn = jnp.argmax(restrict(scaled, top_k, top_p) + jax.vmap(noise)(keys, index), axis=-1).astype(jnp.int32)
         return jnp.where(temperature > 0, drawn, greedy)
 
     any_drawn: Bool[Array, ""] = jnp.any(temperature > 0)
     tokens = jax.lax.cond(any_drawn, draw, lambda: greedy)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
+    return tokens, chosen - logsumexp, lead

@@ -225,8 +225,9 @@ def own_answers_differ(
     """Why the judge's own greedy answer to each sample does not confirm the target beside it ("": it does)."""
     lengths = [model.prompt_length(sample) for sample, _ in pairs]
     limit = answers.prompt_tokens
-    runnable = [sample for (sample, _), length in zip(pairs, lengths, strict=True) if length <= limit]
-    replies = iter(model.greedy(runnable, answers, on_tokens))
+    runnable = [pair for pair, length in zip(pairs, lengths, strict=True) if length <= limit]
+    drafts = [[model.draft(target)] for _, target in runnable]
+    replies = iter(model.greedy([sample for sample, _ in runnable], answers, on_tokens, drafts))
     reasons = []
     for (sample, target), length in zip(pairs, lengths, strict=True):
         if length > limit:

@@ -23,15 +23,17 @@ from looptool_jax.loop.pool import KEEP, locate_base
 from looptool_jax.loop.run_config import RunConfig
 from looptool_jax.models import decoder, linear, lora
 from looptool_jax.models.config import DecoderConfig
+from looptool_jax.models.decoder import GroupLayout
 from looptool_jax.models.lora import LoraConfig
 from looptool_jax.models.presets import PRESETS
 from looptool_jax.parallel import rules
 from looptool_jax.parallel.mesh import make_mesh
 from looptool_jax.parallel.residents import Resident
 from looptool_jax.training.accumulate import check_rows
-from looptool_jax.training.grpo import GrpoBatch, make_grpo_step, make_logprob_step
+from looptool_jax.training.grpo import make_grpo_step, make_logprob_step, trained_params
 from looptool_jax.training.optimizer import OptimizerConfig, TrainState, lay_out, make_optimizer
-from looptool_jax.training.policy import make_resharding, trained_params
+from looptool_jax.training.policy import make_resharding
+from looptool_jax.training.rows import MicroBatch, abstract_rows
 from looptool_jax.training.sft import SftBatch, SftConfig, make_sft_step
 
 
@@ -151,52 +153,51 @@ class _Plan:
         tx = make_optimizer(replace(optimizer, total_steps=optimizer.total_steps or 2))
         return tx, *lay_out(tx, *trained_params(self.policy.cfg, lora), self.mesh)
 
-    def _grpo_batch(self, prompts: int) -> GrpoBatch:
-        cfg = self.cfg.train
-        longest, group, answer = cfg.answers.prompt_tokens, cfg.group, cfg.answers.answer_tokens
-
-        def ids(*shape: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-        advantages = jax.ShapeDtypeStruct((prompts, group), jnp.float32)
-        batch = GrpoBatch(
-            ids(prompts, longest), ids(prompts), ids(prompts, group, answer), ids(prompts, group),
-            advantages,
-        )  # fmt: skip
-        if cfg.updates > 1:
-            batch = batch._replace(old_logprobs=jax.ShapeDtypeStruct(batch.answers.shape, jnp.float32))
-        return batch
-
     def updates(self) -> Iterator[Phase]:
         cfg = self.cfg.train
         tx, shardings, state = self._state(cfg.optimizer, cfg.lora)
         frozen = () if cfg.lora is None else (self.policy.params,)
         how: dict[str, Any] = {"attention": self.policy.attention, "lora": cfg.lora}
-        prompts = cfg.batch // cfg.updates
-        check_rows("prompts", prompts, cfg.grpo.micro_batches, self.mesh)
         step = make_grpo_step(self.policy.cfg, cfg.grpo, tx, self.mesh, shardings, cfg.temperature, **how)
-        most = prompts // self.shards
-        finer = tuple(n for n in range(cfg.grpo.micro_batches + 1, most + 1) if most % n == 0)
+        rows, smaller = self._grpo_rows()
         pieces = tuple(cfg.grpo.logprob_chunk // n for n in (2, 4, 8) if cfg.grpo.logprob_chunk >= n)
         settings = (
-            Setting("train.grpo.micro_batches", cfg.grpo.micro_batches, finer, -1),
+            Setting("train.grpo.micro_tokens", cfg.grpo.micro_tokens, smaller, 1),
             Setting("train.grpo.logprob_chunk", cfg.grpo.logprob_chunk, pieces, 1),
             self._tensor_setting(),
         )
-        residents = {"idle models": self._others("train", self.policy)}
-        batch = self._grpo_batch(prompts)
+        idle = {"idle models": self._others("train", self.policy)}
+        moments, params = {"optimiser state": bytes_of(state.opt_state)}, bytes_of((state.params, frozen))
         if cfg.updates > 1:
-            whole = self._grpo_batch(cfg.batch)._replace(old_logprobs=None)
-            check_rows("prompts", cfg.batch, cfg.grpo.micro_batches, self.mesh)
             logprobs = make_logprob_step(self.policy.cfg, cfg.grpo, self.mesh, shardings.params, cfg.temperature, **how)
-            moments = {"optimiser state": bytes_of(state.opt_state)}
+            first = replace(rows, old_logprobs=None)
             yield Phase(
-                "old log-probs", lambda: logprobs.lower(state.params, whole, *frozen), bytes_of((state.params, frozen)),
-                {**residents, **moments}, settings,
+                "old log-probs", lambda: logprobs.lower(state.params, first, *frozen), params, {**idle, **moments},
+                settings,
             )  # fmt: skip
+        gradients = bytes_of(state.params)
         yield Phase(
-            "GRPO update", lambda: step.lower(state, batch, *frozen), bytes_of((state, frozen)), residents, settings
-        )
+            "GRPO gradient", lambda: step.lower_gradient(state.params, rows, *frozen), params + gradients,
+            {**idle, **moments}, settings,
+        )  # fmt: skip
+        yield Phase(
+            "GRPO update", lambda: step.lower_apply(state), bytes_of(state) + gradients,
+            {**idle, "frozen weights": bytes_of(frozen)}, (self._tensor_setting(),),
+        )  # fmt: skip
+
+    def _grpo_rows(self) -> tuple[MicroBatch, tuple[int, ...]]:
+        """The largest micro-batch, and smaller values of `train.grpo.micro_tokens` that make it smaller."""
+        cfg = self.cfg.train
+        tokens, old = cfg.grpo.micro_tokens, cfg.updates > 1
+        layout = GroupLayout(cfg.answers.prompt_tokens, cfg.answers.answer_tokens)
+        if self.policy.attention == "xla":
+            smaller = tuple(tokens // n for n in (2, 4, 8) if tokens // n >= sum(layout))
+            return abstract_rows(self.shards, tokens, tokens, None, old), smaller
+        time = layout.prompt + cfg.group * layout.answer
+        each = max(1, tokens // time)
+        answers = cfg.group * layout.answer
+        smaller = tuple(max(n * time, sum(layout)) for n in range(each - 1, 0, -1))
+        return abstract_rows(self.shards * each, time, answers, layout, old), smaller
 
     def warmup(self) -> Phase:
         cfg = self.cfg.warmup
@@ -235,32 +236,61 @@ class _Plan:
     def loop(self) -> Iterator[Phase]:
         cfg = self.cfg
         used = partial(self._stage_engine, stage="probe", lm=self.policy)
-        yield from used("probe", "probe.answers", cfg.probe.answers)
+        yield from used("probe", "probe.answers", cfg.probe.answers, drafts=cfg.probe.drafts)
         if cfg.data.heldout:
-            yield from used("evaluate", "evaluate.answers", cfg.evaluate.answers)
+            yield from used("evaluate", "evaluate.answers", cfg.evaluate.answers, drafts=cfg.evaluate.drafts)
         if cfg.judge.enabled:
             used = partial(self._stage_engine, stage="judge", lm=self.judge)
             yield from used("judge", "judge.answers", cfg.judge.answers)
+            if cfg.judge.confirm:
+                yield from used("confirm", "judge.answers", cfg.judge.answers, drafts=True)
         if cfg.expand.enabled and cfg.compose.expanded_part == "expand":
             used = partial(self._stage_engine, stage="expand", lm=self.generator)
             yield from used(
                 "generate", "expand.answers", cfg.expand.answers, top_p=cfg.expand.top_p, top_k=cfg.expand.top_k
             )
-            if cfg.expand.verify != "off":
-                used = partial(self._stage_engine, stage="expand", lm=self.judge)
+            used = partial(self._stage_engine, stage="expand", lm=self.judge)
+            if cfg.expand.verify == "verdict":
                 yield from used("verify", "expand.verify_answers", cfg.expand.verify_answers)
+            elif cfg.expand.verify == "answer":
+                yield from used("verify", "expand.verify_answers", cfg.expand.verify_answers, drafts=True)
 
     def _stage_engine(
-        self, name: str, key: str, sizes: AnswerConfig, *, stage: str, lm: LanguageModel, **more: Any
-    ) -> Iterator[Phase]:
-        """The phases of an engine, unless one of the same model that is nowhere smaller came before."""
-        covering = [old_more for old_lm, old_more, old in self.engines if old_lm is lm and _covers(old, sizes)]
-        if more in covering:
+        self, name: str, key: str, sizes: AnswerConfig, *, stage: str, lm: LanguageModel, drafts: bool | None = None,
+        **more: Any,
+    ) -> Iterator[Phase]:  # fmt: skip
+        """The phases of an engine, unless one of the same model that is nowhere smaller came before.
+
+        drafts: of greedy answers to samples, whether they are drafted; None: of other replies.
+        """
+        how = {**more, "greedy": drafts is not None}
+        covering = [old_how for old_lm, old_how, old in self.engines if old_lm is lm and _covers(old, sizes)]
+        if how in covering:
             return
-        self.engines.append((lm, more, sizes))
+        self.engines.append((lm, how, sizes))
+        if drafts is not None:
+            more["draft_len"] = sizes.answer_tokens
         for phase in self._engine(name, key, lm, sizes, {"idle models": self._others(stage, lm)}, **more):
             if not covering or phase.name == f"{name} decode":  # how tokens are drawn changes nothing else
                 yield phase
+        if drafts:
+            yield self._check(name, key, lm, sizes, {"idle models": self._others(stage, lm)})
+
+    def _check(
+        self, name: str, key: str, lm: LanguageModel, sizes: AnswerConfig, residents: dict[str, Memory]
+    ) -> Phase:
+        """The pass that checks drafts, beside the caches in which answers go on."""
+        answerer = Answerer(lm)
+        engine, scorer = answerer.greedy_engine(sizes), answerer.scorer(sizes)
+        params, caches = engine.abstract(lm.params), bytes_of(engine.abstract_state)
+        settings = (
+            Setting(f"{key}.prompt_tokens", sizes.prompt_tokens, (sizes.prompt_tokens // 2,), 1),
+            self._tensor_setting(),
+        )
+        return Phase(
+            f"{name} check", lambda: scorer.lower(params), bytes_of(params), {**residents, "caches": caches}, settings,
+            caches.device,
+        )  # fmt: skip
 
     def _engine(
         self, name: str, key: str, lm: LanguageModel, sizes: AnswerConfig, residents: dict[str, Memory],

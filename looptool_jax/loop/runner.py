@@ -176,14 +176,17 @@ class Runner:
         """None where nothing is held out: an accuracy over no items would read as 0."""
         if not self.cfg.data.heldout:
             return []
-        name = f"round-{round_}/eval" if round_ else "eval-0"
+        name = eval_folder(round_)
+
+        before = (f"{eval_folder(round_ - 1)}/results.jsonl",) if round_ else ()
 
         def work() -> Metrics:
             samples = list(read_samples(self.path("seed/heldout.jsonl")))
+            last = {row["id"]: row["ids"] for file in before for row in read_jsonl(self.path(file))}
             self.console.expect(len(samples))
-            return evaluate(self.policy(round_), samples, self.cfg.evaluate, self.path(name), self.console.tokens)
+            return evaluate(self.policy(round_), samples, self.cfg.evaluate, self.path(name), self.console.tokens, last)
 
-        inputs = ("seed/heldout.jsonl", *self._policy_input(round_))
+        inputs = ("seed/heldout.jsonl", *before, *self._policy_input(round_))
         return [Stage(name, inputs, (f"{name}/results.jsonl",), work)]
 
     def _train_stage(self, round_: int) -> Stage:
@@ -204,8 +207,11 @@ class Runner:
         judged = (f"{here}/judge/judgements.jsonl", f"{here}/judge/errors.jsonl")
         expanded = f"{here}/expand/expanded.jsonl"
         probes = f"{here}/probe/probes.jsonl"
+        before = (f"round-{round_ - 1}/probe/probes.jsonl",) if round_ > 1 else ()
         return [
-            Stage(f"{here}/probe", (data, *self._policy_input(round_)), (probes,), lambda: self._probe(round_)),
+            Stage(
+                f"{here}/probe", (data, *before, *self._policy_input(round_)), (probes,), lambda: self._probe(round_)
+            ),
             Stage(
                 f"{here}/judge",
                 (data, probes),
@@ -234,10 +240,11 @@ class Runner:
 
     def _probe(self, round_: int) -> Metrics:
         cfg = self.cfg
-        samples = self._samples(round_)
+        last = {row.id: row.ids for row in self._probes(round_ - 1)} if round_ > 1 else {}
         return probe(
-            self.policy(round_), samples, cfg.probe, cfg.reward, self.path(f"round-{round_}/probe"), self.console
-        )
+            self.policy(round_), self._samples(round_), cfg.probe, cfg.reward, self.path(f"round-{round_}/probe"),
+            self.console, last,
+        )  # fmt: skip
 
     def _judge(self, round_: int) -> Metrics:
         model = self.pool.lend(self.cfg.judge_model) if self.cfg.judge.enabled else None
@@ -346,6 +353,11 @@ def _write_composition(result: composition.Composition, data: str, parts_file: s
 def data_file(round_: int) -> str:
     """D_j, relative to the run directory."""
     return f"round-{round_}/data.jsonl"
+
+
+def eval_folder(round_: int) -> str:
+    """The evaluation after round `round_` (0: before the first), relative to the run directory."""
+    return f"round-{round_}/eval" if round_ else "eval-0"
 
 
 def policy_folder(round_: int) -> str:

@@ -54,10 +54,11 @@ class TrainConfig:
             raise ValueError(f"train.updates: {self.updates} does not divide train.batch={self.batch}")
         if self.lora is not None and self.offload:
             raise ValueError("train.offload: adapters and their optimiser state are small and stay; leave it false")
-        if self.batch // self.updates % self.grpo.micro_batches:
+        longest = self.answers.prompt_tokens + self.answers.answer_tokens
+        if self.grpo.micro_tokens < longest:
             raise ValueError(
-                f"train.grpo.micro_batches: {self.grpo.micro_batches} does not divide the {self.batch // self.updates} "
-                "prompts of an update (train.batch / train.updates)"
+                f"train.grpo.micro_tokens: {self.grpo.micro_tokens} is less than the {longest} tokens of the longest "
+                "prompt with an answer (train.answers)"
             )
 
 

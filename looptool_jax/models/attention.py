@@ -1,10 +1,7 @@
-"""The one attention primitive: queries against blocks of keys and values, merged by log-sum-exp.
+"""Attention of a decoding step: queries against caches of keys and values, merged by log-sum-exp.
 
 A block is either a prompt shared by the answers of a group or the answers' own keys and values. Nothing is
 concatenated, and neither the prompt (over the group) nor a key-value head (over its query heads) is repeated.
-
-The backward pass is written out: it keeps the result and the log-sum-exp of each query instead of the weights of every
-query and key, which it computes again (as in FlashAttention, arXiv 2205.14135, appendix B).
 
 Dimension names: n prompts, g answers of a group, b = rows of a block (n, or n x g), t queries, s keys, k key-value
 heads, q query heads of one key-value head, h head_dim.
@@ -13,15 +10,12 @@ heads, q query heads of one key-value head, h head_dim.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
-
-QUERIES_AT_ONCE = 1024
 
 _MASKED = -1e30
 
@@ -42,61 +36,11 @@ def attend(
 ) -> Float[Array, "prompts group queries heads head_dim"]:
     """Softmax attention (float32, scale head_dim^-0.5) over the union of all blocks; result in the dtype of `q`.
 
-    Every query must see at least one key in some block. Where a prompt has more than `QUERIES_AT_ONCE` queries (its
-    group counted in), about that many are computed at a time, so that memory does not grow with queries x keys. The
-    number of queries is cut into multiples of 64; one that is no multiple of 64 stays whole.
+    Every query must see at least one key in some block.
     """
-    blocks = list(blocks)
-    n, g, t, heads, h = q.shape
-    size = math.gcd(t, 64 * max(1, QUERIES_AT_ONCE // (64 * g)))
-    if g * t <= QUERIES_AT_ONCE or size < 64 or size == t:
-        return _attend(q, blocks)
-
-    def chunk(inputs: tuple[Array, Array]) -> Array:
-        number, q_chunk = inputs
-
-        def mine(mask: Array) -> Array:
-            return mask if mask.shape[2] == 1 else jax.lax.dynamic_slice_in_dim(mask, number * size, size, axis=2)
-
-        return _attend(q_chunk, [block._replace(mask=mine(block.mask)) for block in blocks])
-
-    q_chunks = jnp.moveaxis(q.reshape(n, g, t // size, size, heads, h), 2, 0)
-    out_chunks = jax.lax.map(chunk, (jnp.arange(t // size), q_chunks))
-    return jnp.moveaxis(out_chunks, 0, 2).reshape(q.shape)
-
-
-@jax.custom_vjp
-def _attend(q: Array, blocks: list[Block]) -> Array:
-    return _forward(q, blocks)[0]
-
-
-def _forward(q: Array, blocks: list[Block]) -> tuple[Array, tuple]:
     q_ngtkqh = _grouped(q, blocks)
     part = functools.reduce(_merge, [_attend_block(q_ngtkqh, block) for block in blocks])
-    out = (part.out / part.total[..., None]).astype(q.dtype).reshape(q.shape)
-    return out, (q, blocks, out, jnp.log(part.total) + part.top)
-
-
-def _backward(saved: tuple, d_out: Array) -> tuple[Array, list[Block]]:
-    q, blocks, out, lse = saved
-    q_ngtkqh, g_ngtkqh = _grouped(q, blocks), d_out.reshape(*lse.shape, -1)
-    delta = jnp.sum((d_out.astype(jnp.float32) * out.astype(jnp.float32)).reshape(g_ngtkqh.shape), axis=-1)
-    d_q, d_blocks = jnp.zeros(q_ngtkqh.shape, jnp.float32), []
-    for block in blocks:
-        k, v, mask = _rows(block, q_ngtkqh.shape[1])
-        q_btkqh, g_btkqh, lse_btkq, delta_btkq = (_fold(x, block) for x in (q_ngtkqh, g_ngtkqh, lse, delta))
-        p_bktqs = jnp.exp(_scores(q_btkqh, k, mask) - lse_btkq.swapaxes(1, 2)[..., None])
-        d_p = jnp.einsum("btkqh,bskh->bktqs", g_btkqh, v, preferred_element_type=jnp.float32)
-        d_s = (p_bktqs * (d_p - delta_btkq.swapaxes(1, 2)[..., None])).astype(q.dtype)
-        d_v = jnp.einsum("btkqh,bktqs->bkhs", g_btkqh, p_bktqs.astype(q.dtype)).transpose(0, 3, 1, 2)
-        d_k = jnp.einsum("btkqh,bktqs->bkhs", q_btkqh, d_s).transpose(0, 3, 1, 2)
-        d_q_bktqh = jnp.einsum("bktqs,bskh->bktqh", d_s, k, preferred_element_type=jnp.float32)
-        d_q += d_q_bktqh.swapaxes(1, 2).reshape(d_q.shape)
-        d_blocks.append(Block(d_k.reshape(block.k.shape), d_v.reshape(block.v.shape), None))  # type: ignore[arg-type]
-    return (d_q * q.shape[-1] ** -0.5).astype(q.dtype).reshape(q.shape), d_blocks
-
-
-_attend.defvjp(_forward, _backward)
+    return (part.out / part.total[..., None]).astype(q.dtype).reshape(q.shape)
 
 
 class _Part(NamedTuple):
@@ -136,7 +80,7 @@ def _scores(q_btkqh: Array, k_bskh: Array, mask_bts: Array) -> Array:
     return jnp.where(mask_bts[:, None, :, None, :], s_bktqs, masked)
 
 
-def _grouped(q: Array, blocks: list[Block]) -> Array:
+def _grouped(q: Array, blocks: Sequence[Block]) -> Array:
     """Scaled queries with the query heads of one key-value head as an axis."""
     n, g, t, heads, h = q.shape
     kv_heads = blocks[0].k.shape[-2]

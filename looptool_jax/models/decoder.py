@@ -29,6 +29,7 @@ from looptool_jax.models.linear import project
 from looptool_jax.models.moe import mixture
 from looptool_jax.models.rope import Rotation, rotate, rotation
 from looptool_jax.models.splash import splash_attend
+from looptool_jax.models.tree_attention import tree_attend
 from looptool_jax.parallel.rules import BATCH, batch_shards
 
 Params = dict[str, Any]
@@ -36,6 +37,13 @@ Axes = tuple[str, ...]
 Attention = Literal["xla", "splash"]
 
 _ANY = PartitionSpec.UNCONSTRAINED
+
+
+class GroupLayout(NamedTuple):
+    """Rows of one prompt on `prompt` places and behind it answers on `answer` places each."""
+
+    prompt: int
+    answer: int
 
 
 class KV(NamedTuple):
@@ -115,79 +123,38 @@ def forward(
     cfg: DecoderConfig,
     tokens: Int[Array, "batch time"],
     positions: Int[Array, "batch time"],
-    segment_ids: Int[Array, "batch time"],
+    ends: Int[Array, "batch time"],
     *,
     remat: bool = False,
     attention: Attention = "xla",
+    group: GroupLayout | None = None,
 ) -> tuple[Float[Array, "batch time embed"], KV]:
-    """Whole rows: training on packed rows, prefill of prompts.
+    """Whole rows: training on packed rows, prefill of prompts, prompts with all of their answers.
 
-    Attention is causal (by place in the row) inside a segment; segment 0 is padding, whose results mean nothing.
+    ends: one behind the place of the last token that sees this one; 0 is padding, whose results mean nothing. Token i
+    sees token j where j <= i < ends[j] (`tree_attention`). What several tokens see is computed once, and their
+    gradients add up in it.
+    group: where rows hold a prompt and its answers at fixed places. The splash kernel has to know; without it, it takes
+    rows of independent samples only, each of them one value of `ends`.
 
     Returns:
         hidden after the final norm, and the keys and values [layers, batch, time, kv_heads, head_dim].
     """
     time = tokens.shape[1]
-    mask_bts = _causal_in_segments(segment_ids)
     angles = rotation(cfg, positions)
 
     def mix(q: Array, kv: KV) -> Array:
-        if attention == "splash":
-            return splash_attend(q, kv.k, kv.v, segment_ids, prompt=time, answer=time)
-        return attend(q[:, None], [Block(kv.k, kv.v, mask_bts[:, None])])[:, 0]
+        if attention == "xla":
+            return tree_attend(q, kv.k, kv.v, ends)
+        if group is None:
+            return splash_attend(q, kv.k, kv.v, ends, prompt=time, answer=time)
+        return splash_attend(q, kv.k, kv.v, (ends > 0).astype(jnp.int32), prompt=group.prompt, answer=group.answer)
 
     def layer(x_btd: Array, p: Params) -> tuple[Array, KV]:
         return _layer(cfg, p, x_btd, angles, mix)
 
     x_btd, kv = jax.lax.scan(_checkpointed(layer, remat), _embed(params, tokens), params["layers"])
     return _rms_norm(cfg, x_btd, params["final_norm"]), kv
-
-
-def forward_group(
-    params: Params,
-    cfg: DecoderConfig,
-    prompts: Int[Array, "prompts prompt_time"],
-    prompt_lengths: Int[Array, " prompts"],
-    answers: Int[Array, "prompts group time"],
-    *,
-    remat: bool = False,
-    attention: Attention = "xla",
-) -> tuple[Float[Array, "prompts prompt_time embed"], Float[Array, "prompts group time embed"]]:
-    """Prompts and the answers of their groups in one pass: a row holds a prompt and behind it all of its answers.
-
-    Each answer sees its whole prompt and, causally, itself. The prompt is computed once; the gradients of all answers
-    add up in its keys and values. Prompts are padded at their end, answers too.
-
-    Returns:
-        hidden after the final norm, of the prompts and of the answers.
-    """
-    n, group, time = answers.shape
-    longest = prompts.shape[1]
-    valid = jnp.arange(longest) < prompt_lengths[:, None]
-    own = jnp.broadcast_to(prompt_lengths[:, None, None] + jnp.arange(time), answers.shape).reshape(n, -1)
-    positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(longest), prompts.shape), own], axis=1)
-    segments = jnp.concatenate([valid, jnp.ones(own.shape, bool)], axis=1).astype(jnp.int32)
-    mask_nps = _causal_in_segments(segments[:, :longest])
-    seen, causal_rs = valid[:, None, None], jnp.tri(time, dtype=bool)[None, None]
-    angles = rotation(cfg, positions)
-
-    def split(x: Array) -> tuple[Array, Array]:
-        return x[:, :longest], x[:, longest:].reshape(n, group, time, *x.shape[2:])
-
-    def mix(q: Array, kv: KV) -> Array:
-        if attention == "splash":
-            return splash_attend(q, kv.k, kv.v, segments, prompt=longest, answer=time)
-        (q_p, q_a), (k_p, k_a), (v_p, v_a) = split(q), split(kv.k), split(kv.v)
-        mixed_p = attend(q_p[:, None], [Block(k_p, v_p, mask_nps[:, None])])[:, 0]
-        mixed_a = attend(q_a, [Block(k_p, v_p, seen), Block(k_a, v_a, causal_rs)])
-        return jnp.concatenate([mixed_p, mixed_a.reshape(n, -1, *q.shape[2:])], axis=1)
-
-    def layer(x_ntd: Array, p: Params) -> tuple[Array, None]:
-        return _layer(cfg, p, x_ntd, angles, mix)[0], None
-
-    start = _embed(params, jnp.concatenate([prompts, answers.reshape(n, -1)], axis=1))
-    x_ntd, _ = jax.lax.scan(_checkpointed(layer, remat), start, params["layers"])
-    return split(_rms_norm(cfg, x_ntd, params["final_norm"]))
 
 
 class Cache(NamedTuple):
@@ -295,12 +262,6 @@ def _rms_norm(cfg: DecoderConfig, x: Array, weight: Array) -> Array:
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + cfg.rms_norm_eps)
     return (y * weight.astype(jnp.float32)).astype(x.dtype)
-
-
-def _causal_in_segments(segment_ids: Array) -> Array:
-    """[batch, time] -> what each place of a row may see, [batch, time, time]."""
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return same & jnp.tri(segment_ids.shape[1], dtype=bool)
 
 
 def _checkpointed(layer: Callable, remat: bool) -> Callable:

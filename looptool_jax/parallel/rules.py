@@ -74,6 +74,11 @@ def kv_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
     return NamedSharding(mesh, P(None, BATCH, *(None,) * (ndim - 5), "tensor", None, None))
 
 
+def prefix_sharding(mesh: Mesh) -> NamedSharding:
+    """Keys and values of prompts on their way into slots, [layers, prompts, kv_heads, ...]: any slot may take any."""
+    return NamedSharding(mesh, P(None, None, "tensor"))
+
+
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Over how many shards the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in BATCH)

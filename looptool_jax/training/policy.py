@@ -15,19 +15,21 @@ from jaxtyping import Float, PRNGKeyArray
 
 from looptool_jax.models import decoder, hf
 from looptool_jax.models.config import DecoderConfig, ModelError
-from looptool_jax.models.lora import LoraConfig, adapter_axes, init_adapters, save_adapters
+from looptool_jax.models.decoder import GroupLayout
+from looptool_jax.models.lora import LoraConfig, init_adapters, save_adapters
 from looptool_jax.parallel import rules
 from looptool_jax.parallel.residents import Resident, Turns
 from looptool_jax.training import checkpoint
 from looptool_jax.training.grpo import (
     GrpoConfig,
     group_advantages,
-    grpo_update,
-    make_batch,
+    grpo_updates,
     make_grpo_step,
     make_logprob_step,
+    trained_params,
 )
 from looptool_jax.training.optimizer import OptimizerConfig, TrainState, init_state, lay_out, make_optimizer
+from looptool_jax.training.rows import Group, Update, fixed_rows, packed_rows
 
 if TYPE_CHECKING:
     from looptool_jax.inference.lm import LanguageModel
@@ -50,7 +52,7 @@ class PolicyTrainer:
     Args:
         lm: the policy to start from; its weights are copied.
         checkpoints: folder of this round's checkpoints.
-        longest: most tokens of a prompt and of an answer; batches are padded to a power of two or to this.
+        longest: most tokens of a prompt and of an answer.
         temperature: what the rollouts are drawn at (> 0).
         lora: train adapters of these sizes, those that `lm` has or fresh ones drawn with `key`. None: all weights.
         offload: master weights and optimiser state wait in pinned host memory while rollouts are made.
@@ -76,6 +78,7 @@ class PolicyTrainer:
         if lora is not None and lm.adapters is not None and lm.adapters[1] != lora:
             raise ModelError(f"train.lora: {lora} does not fit the policy's adapters: {lm.adapters[1]}")
         self.lm, self.checkpoints, self.longest, self.lora = lm, checkpoints, longest, lora
+        self.micro_tokens = grpo.micro_tokens
         tx = make_optimizer(optimizer)
         self.shardings, self._abstract = lay_out(tx, *trained_params(lm.cfg, lora), lm.mesh)
         placed = self.shardings.params
@@ -115,17 +118,16 @@ class PolicyTrainer:
 
         With more than one, the ratio is taken against the policy that made the rollouts.
         """
-        answers = [[answer.tokens for answer in group] for group in groups]
-        batch = make_batch(
-            prompts, answers, group_advantages(rewards),
-            prompt_len=_bucket(max(len(prompt) for prompt in prompts), self.longest[0]),
-            answer_len=_bucket(max(len(answer) for group in answers for answer in group), self.longest[1]),
-            pad_id=self.lm.tokenizer.pad_id,
-        )  # fmt: skip
+        whole = [
+            Group(prompt, [answer.tokens for answer in group], advantages)
+            for prompt, group, advantages in zip(prompts, groups, group_advantages(rewards).tolist(), strict=True)
+        ]
+        size = len(whole) // updates
+        parts = [self._rows(whole[start : start + size]) for start in range(0, len(whole), size)]
         if self._rollouts is not None:
             self._rollouts.weights.drop()
         frozen = () if self.lora is None else (self.lm.weights.get(),)
-        state, history = grpo_update(self._step, self._logprobs, self.state, batch, updates, frozen)
+        state, history = grpo_updates(self._step, self._logprobs, self.state, parts, frozen)
         self._state.set(state)
         history = jax.device_get(history)
         columns = {name: [metrics[name] for metrics in history] for name in history[0]}
@@ -133,6 +135,15 @@ class PolicyTrainer:
             name: round(float(np.sum(column) if name in COUNTS else np.mean(column)), 8)
             for name, column in columns.items()
         }
+
+    def _rows(self, groups: Sequence[Group]) -> Update:
+        """The rows of one optimiser step, as the attention wants them."""
+        shards = rules.batch_shards(self.lm.mesh)
+        if self.lm.attention == "xla":
+            return packed_rows(groups, self.micro_tokens, shards)
+        prompt = _bucket(max(len(group.prompt) for group in groups), self.longest[0])
+        answer = _bucket(max(len(answer) for group in groups for answer in group.answers), self.longest[1])
+        return fixed_rows(groups, GroupLayout(prompt, answer), self.micro_tokens, shards)
 
     def save(self, step: int) -> None:
         """Checkpoint after `step` batches; earlier ones are removed."""
@@ -161,13 +172,6 @@ class PolicyTrainer:
             save_adapters(self.state.params, self.lora, folder, self.lm.name)
         else:
             hf.save_pretrained(self.state.params, self.lm.cfg, folder, self.lm.folder)
-
-
-def trained_params(cfg: DecoderConfig, lora: LoraConfig | None) -> tuple[Any, Any]:
-    """Shapes (float32) and logical axes of what is trained: all weights, or adapters."""
-    if lora is None:
-        return decoder.abstract_params(cfg, jnp.float32), decoder.logical_axes(cfg)
-    return jax.eval_shape(lambda: init_adapters(cfg, lora, jax.random.key(0))), adapter_axes(cfg, lora)
 
 
 def make_resharding(cfg: DecoderConfig, mesh: Mesh, placed: decoder.Params, dtype: str) -> Any:

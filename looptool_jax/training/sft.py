@@ -43,7 +43,7 @@ class SftBatch(NamedTuple):
 
     tokens: Int[AnyArray, "rows length"]
     positions: Int[AnyArray, "rows length"]  # from 0 within each example
-    segment_ids: Int[AnyArray, "rows length"]  # from 1 within each row; 0 is padding
+    ends: Int[AnyArray, "rows length"]  # one behind the last place of the example; 0 is padding
     weights: Float[AnyArray, "rows length"]  # of the token in the loss; 0 for an example's first token
 
 
@@ -71,18 +71,16 @@ def pack(
     rows = -(-rows // rows_multiple) * rows_multiple
 
     shape = (rows, length)
-    tokens, positions, segment_ids = (np.zeros(shape, np.int32) for _ in range(3))
+    tokens, positions, ends = (np.zeros(shape, np.int32) for _ in range(3))
     weights = np.zeros(shape, np.float32)
-    segments = np.zeros(rows, np.int32)
     for (ids, prompt_len), (row, start) in zip(kept, placed, strict=True):
-        segments[row] += 1
         span = slice(start, start + len(ids))
         tokens[row, span] = ids
         positions[row, span] = np.arange(len(ids))
-        segment_ids[row, span] = segments[row]
+        ends[row, span] = span.stop
         weights[row, span] = np.where(np.arange(len(ids)) < prompt_len, prompt_weight, 1.0)
         weights[row, start] = 0.0
-    return Packed(SftBatch(tokens, positions, segment_ids, weights), len(examples) - len(kept))
+    return Packed(SftBatch(tokens, positions, ends, weights), len(examples) - len(kept))
 
 
 def epoch_batches(batch: SftBatch, rows: int, seed: int, epoch: int, start: int = 0) -> Iterator[SftBatch]:
@@ -129,7 +127,7 @@ def make_sft_step(
 def sft_loss(params: decoder.Params, cfg: DecoderConfig, sft: SftConfig, batch: SftBatch) -> Float[Array, ""]:
     """Sum over tokens of weight x -log p(token | what stands before it in its example), float32."""
     params = cast(params, sft.compute_dtype)
-    hidden, _ = decoder.forward(params, cfg, batch.tokens, batch.positions, batch.segment_ids, remat=sft.remat)
+    hidden, _ = decoder.forward(params, cfg, batch.tokens, batch.positions, batch.ends, remat=sft.remat)
     targets = jnp.roll(batch.tokens, -1, axis=1)
     logprobs = token_logprobs(params, cfg, hidden, targets, sft.logprob_chunk)
     return -(logprobs * _target_weights(batch)).sum()
@@ -137,5 +135,5 @@ def sft_loss(params: decoder.Params, cfg: DecoderConfig, sft: SftConfig, batch: 
 
 def _target_weights(batch: SftBatch) -> Float[Array, "rows length"]:
     """Weight of the token that each position predicts: the next one, if it belongs to the same example."""
-    same = (batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]) & (batch.segment_ids[:, 1:] > 0)
+    same = (batch.ends[:, 1:] == batch.ends[:, :-1]) & (batch.ends[:, 1:] > 0)
     return jnp.pad(jnp.where(same, batch.weights[:, 1:], 0.0), ((0, 0), (0, 1)))

@@ -56,7 +56,7 @@ def tiny() -> Tiny:
     @jax.jit
     def table(tokens, length):
         positions = jnp.arange(LONGEST)[None]
-        hidden, _ = decoder.forward(params, CFG, tokens[None], positions, (positions < length).astype(jnp.int32))
+        hidden, _ = decoder.forward(params, CFG, tokens[None], positions, jnp.where(positions < length, length, 0))
         return jax.nn.log_softmax(decoder.logits(params, CFG, hidden[0]))
 
     def logprobs(tokens: Sequence[int]) -> np.ndarray:

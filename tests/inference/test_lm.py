@@ -38,7 +38,9 @@ def test_a_loaded_model_answers(folder):
     [[completion]] = generate(lm.engine(**SIZES), lm.params, [Request("a", prompt, (0, 0), 0.0, 8)])
     assert 1 <= len(completion.tokens) <= 8
     tokens = jnp.array([prompt + completion.tokens])
-    hidden, _ = forward(lm.params, lm.cfg, tokens, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))
+    hidden, _ = forward(
+        lm.params, lm.cfg, tokens, jnp.arange(tokens.shape[1])[None], jnp.full_like(tokens, tokens.shape[1])
+    )
     table = decoder.logits(lm.params, lm.cfg, hidden[0])
     assert completion.tokens == table[len(prompt) - 1 : -1].argmax(-1).tolist()
 

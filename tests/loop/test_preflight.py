@@ -34,14 +34,17 @@ def found(cfg, devices=None):
 def test_phases_of_a_round():
     names = list(found(load_config("micro")))
     decoding = [f"{name} {step}" for name in ("rollout", "probe", "judge") for step in ("prefill", "insert", "decode")]
-    expected = ["weights to rollout", *decoding[:3], "GRPO update", *decoding[3:], "generate decode", "verify decode"]
-    # the generator's engine has the judge's sizes: it differs in how tokens are drawn; the verifier's is smaller
-    assert names == [name for name in expected if name != "verify decode"]
+    training, drafted = ["GRPO gradient", "GRPO update"], ["probe check", "judge prefill"]
+    expected = ["weights to rollout", *decoding[:3], *training, *decoding[3:6], *drafted, *decoding[7:]]
+    # Engines of one model that are nowhere larger and draw tokens alike are compiled once: evaluation is probing's,
+    # verification is confirmation's.
+    confirmed = ["confirm decode", "confirm check", "generate decode"]
+    assert names == [*expected, *confirmed]
 
 
 def test_several_updates_score_the_old_policy_first():
     names = list(found(load_config("micro", ["train.updates=2", "train.batch=16", "static=true"])))
-    assert names[-2:] == ["old log-probs", "GRPO update"]
+    assert names[-3:] == ["old log-probs", "GRPO gradient", "GRPO update"]
     assert not any(name.startswith("judge") for name in names)
 
 
@@ -57,7 +60,8 @@ def test_bytes_are_those_of_one_device():
     cfg = load_config("micro")
     weights = found(cfg)["GRPO update"].arguments
     shapes = decoder.abstract_params(decoder.DecoderConfig.from_pretrained(NANO))
-    whole = 3 * sum(math.prod(x.shape) * 4 for x in jax.tree.leaves(shapes))  # weights and two moments, float32
+    one = sum(math.prod(x.shape) * 4 for x in jax.tree.leaves(shapes))
+    whole = 4 * one  # weights, two moments and gradients, float32
     assert whole / 8 <= weights.device < 1.1 * whole / 8
     assert bytes_of(()) == Memory()
 
@@ -68,7 +72,6 @@ def test_bytes_are_those_of_one_device():
         (["train.answers.slots=6"], ShardingError, r"slots of 6 rows is not divisible by .* = 1 x 8 x 1"),
         (["mesh.tensor=8"], ShardingError, r"axis \w+ of size \d+ is not divisible by mesh axis tensor=8"),
         (["mesh.tensor=3"], ShardingError, r"tensor=3 does not fit 8 devices|tensor=3, .* does not fit 8 devices"),
-        (["train.grpo.micro_batches=2"], ShardingError, r"8 prompts do not divide into 2 micro-batches over 8"),
         (["policy.path=/no/such/model"], ModelError, r"/no/such/model"),
     ],
 )
@@ -132,10 +135,13 @@ def test_decoding_fits_a_small_tpu_and_copies_no_cache(colab):
 @needs_libtpu
 def test_a_training_step_fits_a_small_tpu_and_updates_its_state_in_place(colab):
     cfg, devices, limit = colab
-    phase = found(cfg, devices)["GRPO update"]
-    report = compile_phase(phase, limit)
+    gradient, update = (found(cfg, devices)[f"GRPO {name}"] for name in ("gradient", "update"))
+    report = compile_phase(gradient, limit)
     assert report.fits
-    assert report.aliased >= 0.99 * phase.arguments.device
+    assert report.aliased >= 0.49 * gradient.arguments.device  # parameters and the sums of their gradients
+    report = compile_phase(update, limit)
+    assert report.fits
+    assert report.aliased >= 0.74 * update.arguments.device  # the state, not the gradients beside it
 
 
 @pytest.mark.aot
@@ -159,7 +165,7 @@ def test_tensor_parallel_decoding_gathers_no_weights(tmp_path):
     sizes = replace(PRESETS["Qwen/Qwen3-8B"], num_layers=4)
     (tmp_path / "config.json").write_text(json.dumps(sizes.to_hf()))
     model = [f"policy.path={tmp_path}", f"judge_model.path={tmp_path}", "mesh.fsdp=2", "mesh.tensor=4"]
-    cfg = load_config("colab_v5e1", [*model, "train.answers.slots=16", "train.grpo.micro_batches=8"])
+    cfg = load_config("colab_v5e1", [*model, "train.answers.slots=16"])
     phase = found(cfg, parse("v5e:2x4").devices())["rollout decode"]
     compiled = phase.lower().compile()
     gathered = [one for one in collectives(compiled.as_text()) if one.kind == "all-gather"]
@@ -187,7 +193,7 @@ def test_search_returns_the_smallest_slice_on_which_all_fits(monkeypatch):
 
     monkeypatch.setattr(preflight, "compile_phase", as_if_compiled)
     said = []
-    cfg = load_config("colab_v5e1", ["mesh.tensor=4", "train.answers.slots=16", "train.grpo.micro_batches=2"])
+    cfg = load_config("colab_v5e1", ["mesh.tensor=4", "train.answers.slots=16"])
     found = search(cfg, slices("v5e"), said.append)
     assert found == parse("v5e-16")  # 6.7 GiB of state over 4 chips, 8, 16
     assert "does not fit 1 devices" in said[0]

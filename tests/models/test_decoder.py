@@ -1,4 +1,4 @@
-"""Shapes, and the agreement of forward, forward_group and decode_step with each other."""
+"""Shapes, and the agreement of forward, on plain rows and on groups, and decode_step with each other."""
 
 from functools import cache, partial
 
@@ -27,7 +27,6 @@ N, G, P, R = 3, 2, 7, 5
 LENGTHS = np.array([7, 4, 1])
 
 forward = jax.jit(decoder.forward, static_argnums=1, static_argnames="remat")
-forward_group = jax.jit(decoder.forward_group, static_argnums=1, static_argnames="remat")
 decode_step = jax.jit(decoder.decode_step, static_argnums=1)
 
 
@@ -46,9 +45,24 @@ def example():
     return prompts, answers, np.arange(P) < LENGTHS[:, None], positions
 
 
+def plain_ends(valid):
+    return np.where(valid, valid.sum(axis=1, keepdims=True), 0).astype(np.int32)
+
+
+def groups(params, cfg, remat=False):
+    """The example as rows of a prompt and its answers: hidden of the prompts and of the answers."""
+    prompts, answers, valid, positions = example()
+    time = P + G * R
+    tokens = np.concatenate([prompts, answers.reshape(N, -1)], axis=1)
+    places = np.concatenate([np.broadcast_to(np.arange(P), (N, P)), positions.reshape(N, -1)], axis=1)
+    own = np.broadcast_to(np.repeat(P + R * (1 + np.arange(G)), R), (N, G * R))
+    ends = np.concatenate([np.where(valid, time, 0), own], axis=1)
+    hidden, _ = forward(params, cfg, tokens, places, ends, remat=remat)
+    return hidden[:, :P], hidden[:, P:].reshape(N, G, R, -1)
+
+
 def shared(params, cfg, remat=False):
-    prompts, answers, _, _ = example()
-    return forward_group(params, cfg, prompts, LENGTHS, answers, remat=remat)[1]
+    return groups(params, cfg, remat)[1]
 
 
 def repeated(params, cfg):
@@ -59,8 +73,8 @@ def repeated(params, cfg):
         tokens[n, :, :length], tokens[n, :, length : length + R] = prompts[n, :length], answers[n]
     flat = tokens.reshape(N * G, P + R)
     positions = np.broadcast_to(np.arange(P + R), flat.shape)
-    segments = np.repeat(np.arange(P + R) < LENGTHS[:, None] + R, G, axis=0).astype(np.int32)
-    hidden = forward(params, cfg, flat, positions, segments)[0].reshape(N, G, P + R, -1)
+    valid = np.repeat(np.arange(P + R) < LENGTHS[:, None] + R, G, axis=0)
+    hidden = forward(params, cfg, flat, positions, plain_ends(valid))[0].reshape(N, G, P + R, -1)
     return jnp.stack([hidden[n, :, length : length + R] for n, length in enumerate(LENGTHS)])
 
 
@@ -90,7 +104,7 @@ def test_decoding_token_by_token_equals_scoring_the_answer(cfg):
     params = sharp_params(cfg)
     prompts, answers, valid, positions = example()
     rows = np.broadcast_to(np.arange(P), (N, P))
-    _, prompt_kv = forward(params, cfg, prompts, rows, valid.astype(np.int32))
+    _, prompt_kv = forward(params, cfg, prompts, rows, plain_ends(valid))
     expected = shared(params, cfg)
     shape = (cfg.num_layers, N, G, cfg.num_kv_heads, R + 1, cfg.head_dim)
     cache = KV(jnp.full(shape, 1e3), jnp.full(shape, 1e3))  # what is not yet written must not be seen
@@ -112,20 +126,20 @@ def test_decoding_token_by_token_equals_scoring_the_answer(cfg):
 
 def test_the_prompts_of_a_group_are_those_of_plain_rows():
     params = sharp_params(QWEN3)
-    prompts, answers, valid, _ = example()
+    prompts, _, valid, _ = example()
     rows = np.broadcast_to(np.arange(P), (N, P))
-    alone, _ = forward(params, QWEN3, prompts, rows, valid.astype(np.int32))
-    beside_answers, _ = forward_group(params, QWEN3, prompts, LENGTHS, answers)
+    alone, _ = forward(params, QWEN3, prompts, rows, plain_ends(valid))
+    beside_answers, _ = groups(params, QWEN3)
     np.testing.assert_allclose(beside_answers[valid], alone[valid], atol=2e-5)
 
 
-def test_padding_and_other_segments_do_not_matter():
+def test_padding_and_other_samples_do_not_matter():
     params = sharp_params(QWEN3)
     tokens = jax.random.randint(jax.random.key(8), (1, 9), 1, 61)
     positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 0, 0]])
-    segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 0, 0]])
-    hidden, kv = forward(params, QWEN3, tokens, positions, segments)
-    other, other_kv = forward(params, QWEN3, tokens.at[0, 7:].set(5).at[0, 1].set(7), positions, segments)
+    ends = jnp.array([[4, 4, 4, 4, 7, 7, 7, 0, 0]])
+    hidden, kv = forward(params, QWEN3, tokens, positions, ends)
+    other, other_kv = forward(params, QWEN3, tokens.at[0, 7:].set(5).at[0, 1].set(7), positions, ends)
     np.testing.assert_array_equal(hidden[0, 4:7], other[0, 4:7])
     np.testing.assert_array_equal(kv.k[:, 0, 4:7], other_kv.k[:, 0, 4:7])
     assert jnp.abs(hidden[0, 1:4] - other[0, 1:4]).max() > 1e-2
@@ -136,8 +150,8 @@ def test_remat_changes_nothing():
     params = sharp_params(QWEN3)
     prompts, _, valid, _ = example()
     rows = np.broadcast_to(np.arange(P), (N, P))
-    plain, _ = forward(params, QWEN3, prompts, rows, valid.astype(np.int32))
-    remat, _ = forward(params, QWEN3, prompts, rows, valid.astype(np.int32), remat=True)
+    plain, _ = forward(params, QWEN3, prompts, rows, plain_ends(valid))
+    remat, _ = forward(params, QWEN3, prompts, rows, plain_ends(valid), remat=True)
     np.testing.assert_allclose(plain, remat, atol=1e-6)
 
 
@@ -146,11 +160,11 @@ def test_bfloat16():
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     prompts, _, valid, _ = example()
     rows = np.broadcast_to(np.arange(P), (N, P))
-    hidden, kv = forward(half, QWEN3, prompts, rows, valid.astype(np.int32))
+    hidden, kv = forward(half, QWEN3, prompts, rows, plain_ends(valid))
     assert hidden.dtype == kv.k.dtype == kv.v.dtype == jnp.bfloat16
     out = logits(half, QWEN3, hidden)
     assert out.dtype == jnp.float32
-    exact = logits(params, QWEN3, forward(params, QWEN3, prompts, rows, valid.astype(np.int32))[0])
+    exact = logits(params, QWEN3, forward(params, QWEN3, prompts, rows, plain_ends(valid))[0])
     error = jnp.linalg.norm((out - exact)[valid]) / jnp.linalg.norm(exact[valid])
     assert error < 0.05
 
@@ -168,10 +182,7 @@ def test_parameter_tree():
 
 def test_a_published_model_without_memory():
     qwen3_8b = PRESETS["Qwen/Qwen3-8B"]
-    prompts, lengths = jax.ShapeDtypeStruct((4, 10240), jnp.int32), jax.ShapeDtypeStruct((4,), jnp.int32)
-    answers = jax.ShapeDtypeStruct((4, 16, 1024), jnp.int32)
+    ids = jax.ShapeDtypeStruct((4, 10240 + 16 * 1024), jnp.int32)
     params = abstract_params(qwen3_8b, jnp.bfloat16)
-    _, out = jax.eval_shape(
-        lambda params, *batch: decoder.forward_group(params, qwen3_8b, *batch), params, prompts, lengths, answers
-    )
-    assert out.shape == (4, 16, 1024, 4096) and out.dtype == jnp.bfloat16
+    out, _ = jax.eval_shape(lambda params, *rows: decoder.forward(params, qwen3_8b, *rows), params, ids, ids, ids)
+    assert out.shape == (4, 26624, 4096) and out.dtype == jnp.bfloat16

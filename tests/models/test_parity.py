@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from looptool_jax.models import decoder
-from looptool_jax.models.attention import attend
 from looptool_jax.models.config import DecoderConfig
 from looptool_jax.models.decoder import forward, logits
 from looptool_jax.models.hf import load_params
@@ -36,11 +35,11 @@ CASES = {
 }
 
 
-def run(params, cfg, tokens, positions=None, segments=None):
+def run(params, cfg, tokens, positions=None, ends=None):
     tokens = jnp.asarray(tokens)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
-    segments = jnp.ones_like(tokens) if segments is None else segments
-    return np.asarray(compiled(decoder.attend)(params, cfg, tokens, positions, segments))
+    ends = jnp.full_like(tokens, tokens.shape[1]) if ends is None else ends
+    return np.asarray(compiled(decoder.tree_attend)(params, cfg, tokens, positions, ends))
 
 
 @cache
@@ -84,7 +83,7 @@ def test_every_layer_and_the_cache(architecture, make_hf_model):
     for depth in range(1, cfg.num_layers + 1):
         part = {**params, "layers": jax.tree.map(lambda leaf, depth=depth: leaf[:depth], params["layers"])}
         step = jax.jit(forward, static_argnums=1)
-        hidden, kv = step(part, replace(cfg, num_layers=depth), ids, positions, jnp.ones_like(ids))
+        hidden, kv = step(part, replace(cfg, num_layers=depth), ids, positions, jnp.full_like(ids, 12))
         expected = normed[depth] if depth < cfg.num_layers else theirs.hidden_states[-1].numpy()
         np.testing.assert_allclose(hidden, expected, atol=TOLERANCE)
     for layer, cached in enumerate(theirs.past_key_values.layers):
@@ -109,7 +108,7 @@ def test_gradients(architecture, make_hf_model):
     def gradient(params):
         ids = jnp.asarray(tokens)
         rows = jnp.broadcast_to(jnp.arange(12), ids.shape)
-        hidden, _ = forward(params, cfg, ids, rows, jnp.ones_like(ids), remat=True)
+        hidden, _ = forward(params, cfg, ids, rows, jnp.full_like(ids, 12), remat=True)
         scores = jax.nn.log_softmax(logits(params, cfg, hidden[:, :-1]))
         return jnp.take_along_axis(scores, ids[:, 1:, None], -1).sum()
 
@@ -139,16 +138,16 @@ def test_padded_and_packed_rows(architecture, make_hf_model, torch_logits):
     alone = [torch_logits(model, first)[0], torch_logits(model, second)[0]]
     packed = np.zeros((1, 30), np.int64)
     packed[0, 3:12], packed[0, 12:26] = first, second
-    segments, positions = np.zeros((2, 1, 30), np.int32)
-    segments[0, 3:12], segments[0, 12:26] = 1, 2
+    ends, positions = np.zeros((2, 1, 30), np.int32)
+    ends[0, 3:12], ends[0, 12:26] = 12, 26
     positions[0, 3:12], positions[0, 12:26] = np.arange(9), np.arange(14)
-    found = run(params, cfg, packed, jnp.asarray(positions), jnp.asarray(segments))[0]
+    found = run(params, cfg, packed, jnp.asarray(positions), jnp.asarray(ends))[0]
     assert np.abs(found[3:12] - alone[0]).max() <= TOLERANCE
     assert np.abs(found[12:26] - alone[1]).max() <= TOLERANCE
 
 
-def see_everything(q, blocks):
-    return attend(q, [block._replace(mask=jnp.ones_like(block.mask)) for block in blocks])
+def see_everything(q, k, v, ends):
+    return jax.nn.dot_product_attention(q, k, v)
 
 
 def replaced(params, **leaves):
@@ -201,5 +200,5 @@ def test_a_wrong_model_would_be_noticed(architecture, make_hf_model, torch_logit
     expected = torch_logits(model, tokens)
     for name, wrong, wrong_cfg in wrong_models(params, cfg):
         assert np.abs(run(wrong, wrong_cfg, tokens) - expected).max() > 1000 * TOLERANCE, name
-    monkeypatch.setattr(decoder, "attend", see_everything)
+    monkeypatch.setattr(decoder, "tree_attend", see_everything)
     assert np.abs(run(params, cfg, tokens) - expected).max() > 1000 * TOLERANCE

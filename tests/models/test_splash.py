@@ -1,4 +1,4 @@
-"""The TPU kernel, interpreted on the CPU, computes what the log-sum-exp merge computes."""
+"""The TPU kernel, interpreted on the CPU, computes what attention on trees computes."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ import pytest
 
 from looptool_jax.models import decoder, splash
 from looptool_jax.models.config import DecoderConfig
-from looptool_jax.models.decoder import abstract_params, forward, forward_group
+from looptool_jax.models.decoder import GroupLayout, abstract_params, forward
 from looptool_jax.parallel.mesh import MeshConfig, make_mesh
 
 CFG = DecoderConfig("qwen3", 61, 32, 48, 2, 4, 2, 64, rope_theta=100.0)
@@ -34,15 +34,21 @@ def example():
 
 
 def group_loss(attention, params, prompts, answers, target):
-    _, hidden = forward_group(params, CFG, prompts, LENGTHS, answers, attention=attention)
-    return jnp.sum(hidden * target)
+    tokens = jnp.concatenate([prompts, answers.reshape(N, -1)], axis=1)
+    places = (LENGTHS[:, None, None] + jnp.arange(R) + jnp.zeros((N, G, R), jnp.int32)).reshape(N, -1)
+    positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(P), (N, P)), places], axis=1)
+    prompt_ends = jnp.where(jnp.arange(P) < LENGTHS[:, None], P + G * R, 0)
+    answer_ends = jnp.broadcast_to(jnp.repeat(P + R * (1 + jnp.arange(G)), R), (N, G * R))
+    ends = jnp.concatenate([prompt_ends, answer_ends], axis=1)
+    hidden, _ = forward(params, CFG, tokens, positions, ends, attention=attention, group=GroupLayout(P, R))
+    return jnp.sum(hidden[:, P:].reshape(target.shape) * target)
 
 
 def packed_loss(attention, params, prompts, answers, target):
-    segments = jnp.where(jnp.arange(P) < 60, 1, jnp.where(jnp.arange(P) < 90, 2, 0)) * jnp.ones((N, 1), jnp.int32)
+    ends = jnp.where(jnp.arange(P) < 60, 60, jnp.where(jnp.arange(P) < 90, 90, 0)) * jnp.ones((N, 1), jnp.int32)
     positions = jnp.where(jnp.arange(P) < 60, jnp.arange(P), jnp.arange(P) - 60) * jnp.ones((N, 1), jnp.int32)
-    hidden, _ = forward(params, CFG, prompts, positions, segments, attention=attention)
-    return jnp.sum(jnp.where(segments[..., None] > 0, hidden, 0.0) ** 3)
+    hidden, _ = forward(params, CFG, prompts, positions, ends, attention=attention)
+    return jnp.sum(jnp.where(ends[..., None] > 0, hidden, 0.0) ** 3)
 
 
 @pytest.mark.parametrize("loss", [group_loss, packed_loss])
@@ -67,9 +73,9 @@ def test_the_mask_is_that_of_shared_prompts():
 def test_on_a_mesh(rows, example):
     params, prompts, *_ = example
     tokens = jnp.tile(prompts, (2, 1))[:rows]
-    positions, segments = jnp.broadcast_to(jnp.arange(P), tokens.shape), jnp.ones_like(tokens)
-    expected = jax.jit(partial(forward, attention="xla"), static_argnums=1)(params, CFG, tokens, positions, segments)
+    positions, ends = jnp.broadcast_to(jnp.arange(P), tokens.shape), jnp.full_like(tokens, P)
+    expected = jax.jit(partial(forward, attention="xla"), static_argnums=1)(params, CFG, tokens, positions, ends)
     with jax.set_mesh(make_mesh(MeshConfig(2, 2, 2))):
         run = jax.jit(partial(forward, attention="splash"), static_argnums=1)
-        found = run(params, CFG, tokens, positions, segments)
+        found = run(params, CFG, tokens, positions, ends)
     np.testing.assert_allclose(found[0], expected[0], atol=2e-5)

@@ -14,7 +14,7 @@ from looptool_jax.models.decoder import (
     Cache,
     abstract_params,
     decode_step,
-    forward_group,
+    forward,
     init_params,
     logical_axes,
     logits,
@@ -22,6 +22,7 @@ from looptool_jax.models.decoder import (
 )
 from looptool_jax.parallel.mesh import MeshConfig, make_mesh
 from looptool_jax.parallel.rules import DECODING, TRAINING, batch_sharding, kv_sharding, param_shardings
+from looptool_jax.training.rows import Group, packed_rows
 
 DENSE = DecoderConfig("qwen3", 64, 32, 64, 2, 8, 4, 16, rope_theta=100.0)
 MOE = DecoderConfig("qwen3_moe", 64, 32, 64, 2, 8, 4, 16, rope_theta=100.0, experts=Experts(8, 2, 24, normalize=True))
@@ -42,24 +43,29 @@ def example(cfg):
         scale = 2.0 / np.sqrt(cfg.hidden_size) if leaf.ndim > 2 else 0.3
         return jnp.asarray(scale * rng.normal(size=leaf.shape) + (leaf.ndim == 1), leaf.dtype)
 
-    tokens = [jnp.asarray(rng.integers(0, 64, shape, np.int32)) for shape in ((N, P), (N, G, R))]
-    return jax.tree.map(weight, abstract_params(cfg)), *tokens, jnp.asarray(rng.integers(1, P + 1, N, np.int32))
+    groups = [
+        Group(rng.integers(0, 64, rng.integers(1, P + 1)).tolist(), rng.integers(0, 64, (G, R)).tolist(), [1.0] * G)
+        for _ in range(N)
+    ]
+    [micro] = packed_rows(groups, P + G * R, N).micro_batches
+    return jax.tree.map(weight, abstract_params(cfg)), jax.tree.map(jnp.asarray, micro)
 
 
-def loss(cfg, params, prompts, answers, lengths):
+def loss(cfg, params, micro):
     """Log-probabilities of the answers on shared prompts (prompt and answer both matter to the gradient)."""
-    _, hidden = forward_group(params, cfg, prompts, lengths, answers, remat=True)
-    scores = jax.nn.log_softmax(logits(params, cfg, hidden[:, :, :-1]))
-    return -jnp.take_along_axis(scores, answers[:, :, 1:, None], -1).mean()
+    hidden, _ = forward(params, cfg, micro.tokens, micro.positions, micro.ends, remat=True)
+    hidden = jnp.take_along_axis(hidden, micro.sources[..., None], axis=1)
+    scores = jax.nn.log_softmax(logits(params, cfg, hidden))
+    return -(jnp.take_along_axis(scores, micro.targets[..., None], -1)[..., 0] * micro.token_shares).sum()
 
 
 @cache
 def compiled(cfg, mesh_config):
     mesh = make_mesh(mesh_config)
     shardings = param_shardings(mesh, logical_axes(cfg), abstract_params(cfg))
-    rows = tuple(batch_sharding(mesh, ndim) for ndim in (2, 3, 1))
+    rows = batch_sharding(mesh, 1)
     step = jax.jit(
-        jax.value_and_grad(partial(loss, cfg)), in_shardings=(shardings, *rows), out_shardings=(None, shardings)
+        jax.value_and_grad(partial(loss, cfg)), in_shardings=(shardings, rows), out_shardings=(None, shardings)
     )
     with jax.set_mesh(mesh):
         return step.lower(*jax.eval_shape(partial(example, cfg))).compile(), shardings, rows
@@ -75,8 +81,8 @@ def single(cfg):
 )
 def test_loss_and_gradient(cfg, mesh_config):
     step, shardings, rows = compiled(cfg, mesh_config)
-    params, *batch = example(cfg)
-    value, gradient = step(jax.device_put(params, shardings), *jax.device_put(tuple(batch), rows))
+    params, micro = example(cfg)
+    value, gradient = step(jax.device_put(params, shardings), jax.device_put(micro, rows))
     expected_value, expected_gradient = single(cfg)
     assert abs(value - expected_value) <= 1e-5 * abs(expected_value)
     for path, expected in jax.tree.leaves_with_path(expected_gradient):

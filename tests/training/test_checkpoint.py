@@ -20,7 +20,7 @@ from looptool_jax.parallel.mesh import MeshConfig, make_mesh
 from looptool_jax.parallel.rules import param_shardings
 from looptool_jax.training import checkpoint
 from looptool_jax.training.checkpoint import CheckpointError, latest, logical_hash, restore, save, step_path
-from looptool_jax.training.grpo import GrpoBatch, GrpoConfig, make_grpo_step
+from looptool_jax.training.grpo import GrpoConfig, make_grpo_step
 from looptool_jax.training.optimizer import (
     OptimizerConfig,
     abstract_state,
@@ -28,6 +28,7 @@ from looptool_jax.training.optimizer import (
     make_optimizer,
     state_shardings,
 )
+from looptool_jax.training.rows import Group, packed_rows
 
 CFG = DecoderConfig("qwen3", 64, 16, 32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4)
 INIT = jax.jit(decoder.init_params, static_argnums=(0, 2))
@@ -195,12 +196,17 @@ def test_training_continues_with_the_same_bytes(tmp_path):
     step = make_grpo_step(CFG, GrpoConfig(compute_dtype="float32"), optimizer, mesh, shardings)
     rng = np.random.default_rng(0)
     batches = [
-        GrpoBatch(
-            rng.integers(0, 64, (4, 6)).astype(np.int32),
-            rng.integers(1, 7, 4).astype(np.int32),
-            rng.integers(0, 64, (4, 2, 4)).astype(np.int32),
-            rng.integers(1, 5, (4, 2)).astype(np.int32),
-            rng.normal(size=(4, 2)).astype(np.float32),
+        packed_rows(
+            [
+                Group(
+                    rng.integers(0, 64, rng.integers(1, 7)).tolist(),
+                    [rng.integers(0, 64, rng.integers(1, 5)).tolist() for _ in range(2)],
+                    rng.normal(size=2).tolist(),
+                )
+                for _ in range(4)
+            ],
+            micro_tokens=16,
+            shards=2,
         )
         for _ in range(6)
     ]

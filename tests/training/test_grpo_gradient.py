@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import jax
 import numpy as np
 import optax
@@ -12,18 +15,17 @@ from hypothesis import strategies as st
 from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig
 from looptool_jax.parallel.mesh import MeshConfig, make_mesh
-from looptool_jax.parallel.rules import param_shardings
+from looptool_jax.parallel.rules import batch_shards, param_shardings
 from looptool_jax.training.grpo import (
-    GrpoBatch,
     GrpoConfig,
-    Totals,
     group_advantages,
-    grpo_update,
+    grpo_updates,
     make_grpo_step,
     make_logprob_step,
     policy_loss,
 )
 from looptool_jax.training.optimizer import OptimizerConfig, init_state, make_optimizer, state_shardings
+from looptool_jax.training.rows import Group, Update, packed_rows
 
 torch = pytest.importorskip("torch")
 
@@ -32,6 +34,50 @@ INIT = jax.jit(decoder.init_params, static_argnums=(0, 2))
 torch.set_num_threads(1)  # the matrices are tiny
 # Keeps the gradients in its state and changes nothing.
 RECORD = optax.chain(optax.trace(decay=0.0), optax.set_to_zero())
+
+
+class Case(NamedTuple):
+    """Padded prompts and groups of answers. A length of 0 marks a row that is not there."""
+
+    prompts: np.ndarray
+    prompt_lengths: np.ndarray
+    answers: np.ndarray
+    answer_lengths: np.ndarray
+    advantages: np.ndarray
+    old_logprobs: np.ndarray | None = None
+
+
+def rows_of(case: Case, micro_tokens: int, shards: int = 1) -> tuple[Update, list[np.ndarray]]:
+    """The case in packed rows, and for each micro-batch where its answer tokens stand in the case's answers."""
+    there = [n for n in range(len(case.prompts)) if case.prompt_lengths[n]]
+
+    def packed(answers: np.ndarray) -> Update:
+        groups = [
+            Group(
+                case.prompts[n, : case.prompt_lengths[n]].tolist(),
+                [answers[n, g, :size].tolist() for g, size in enumerate(case.answer_lengths[n])],
+                case.advantages[n].tolist(),
+            )
+            for n in there
+        ]
+        return packed_rows(groups, micro_tokens, shards)
+
+    places = [micro.targets for micro in packed(np.arange(case.answers.size).reshape(case.answers.shape)).micro_batches]
+    update = packed(case.answers)
+    if case.old_logprobs is not None:
+        old = np.ravel(case.old_logprobs)
+        micros = [replace(micro, old_logprobs=old[at]) for micro, at in zip(update.micro_batches, places, strict=True)]
+        update = update._replace(micro_batches=micros)
+    return update, places
+
+
+def in_case(case: Case, update: Update, places: list[np.ndarray], values: list) -> np.ndarray:
+    """Numbers of the answer tokens of all micro-batches, back in the shape of the case's answers; 0 elsewhere."""
+    found = np.zeros(case.answers.size, np.float32)
+    for micro, at, numbers in zip(update.micro_batches, places, values, strict=True):
+        there = micro.token_shares > 0
+        found[at[there]] = np.asarray(numbers)[there]
+    return found.reshape(case.answers.shape)
 
 
 # ---------------------------------------------------------------- the plain implementation
@@ -139,9 +185,10 @@ def params():
 
 def step_gradients(params, grpo, batch, mesh_cfg=None, temperature=1.0):
     mesh = make_mesh(mesh_cfg) if mesh_cfg else make_mesh(MeshConfig(), jax.devices()[:1])
+    update, _ = rows_of(batch, grpo.micro_tokens, batch_shards(mesh))
     shardings = state_shardings(RECORD, params, param_shardings(mesh, decoder.logical_axes(CFG), params), mesh)
     step = compiled(grpo, mesh_cfg, mesh, shardings, temperature)
-    state, metrics = step(init_state(RECORD, params, shardings), batch)
+    state, metrics = step(init_state(RECORD, params, shardings), update)
     return {k: float(v) for k, v in metrics.items()}, jax.tree.map(np.asarray, state.opt_state[0].trace)
 
 
@@ -169,7 +216,7 @@ def random_batch(seed, n, group, prompt_len, answer_len):
     rewards[:, 0], rewards[:, -1] = 0, 1
     rewards[0] = 1
     advantages = group_advantages(rewards) if group > 1 else rng.normal(size=(n, 1)).astype(np.float32)
-    batch = GrpoBatch(
+    batch = Case(
         rng.integers(0, CFG.vocab_size, (n, prompt_len)).astype(np.int32),
         rng.integers(1, prompt_len + 1, n).astype(np.int32),
         rng.integers(0, CFG.vocab_size, (n, group, answer_len)).astype(np.int32),
@@ -196,7 +243,7 @@ def with_old_logprobs(params, batch, seed, spread, temperature=1.0):
 def test_on_policy_gradient(params):
     batch = random_batch(8, n=3, group=8, prompt_len=9, answer_len=6)
     loss, expected, _ = plain_gradients(params, GrpoConfig(compute_dtype="float32"), batch)
-    metrics, found = step_gradients(params, GrpoConfig(compute_dtype="float32"), batch)
+    metrics, found = step_gradients(params, GrpoConfig(compute_dtype="float32", micro_tokens=64), batch)
     assert relative_error(found, expected) < 1e-5
     assert metrics["loss"] == pytest.approx(loss, abs=1e-6)
     assert metrics["ratio"] == pytest.approx(1, abs=1e-6) and metrics["clip_fraction"] == 0
@@ -210,13 +257,16 @@ def test_gradient_at_the_temperature_of_the_rollouts(params):
     same = with_old_logprobs(params, batch, 0, spread=0.0, temperature=0.7)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     shardings = param_shardings(mesh, decoder.logical_axes(CFG), params)
-    old = make_logprob_step(CFG, GrpoConfig(compute_dtype="float32"), mesh, shardings, 0.7)(params, batch)
+    update, places = rows_of(batch, 32)
+    scored = make_logprob_step(CFG, GrpoConfig(compute_dtype="float32"), mesh, shardings, 0.7)(params, update)
+    old = in_case(batch, update, places, [micro.old_logprobs for micro in scored.micro_batches])
     np.testing.assert_allclose(old, same.old_logprobs, atol=1e-4)
 
     batch = with_old_logprobs(params, batch, 8, spread=0.8, temperature=0.7)
     loss, expected, regions = plain_gradients(params, GrpoConfig(compute_dtype="float32"), batch, temperature=0.7)
     assert regions["clipped"] and regions["free"]
-    metrics, found = step_gradients(params, GrpoConfig(compute_dtype="float32"), batch, temperature=0.7)
+    grpo = GrpoConfig(compute_dtype="float32", micro_tokens=32)
+    metrics, found = step_gradients(params, grpo, batch, temperature=0.7)
     assert relative_error(found, expected) < 1e-5
     assert metrics["loss"] == pytest.approx(loss, rel=1e-5, abs=1e-6)
 
@@ -224,10 +274,11 @@ def test_gradient_at_the_temperature_of_the_rollouts(params):
 @settings(max_examples=6, deadline=None)
 @given(st.integers(0, 10_000))
 def test_clipped_gradient(params, seed):
-    """Old log-probs far off, so that every region of the clip is taken; parts of very different token counts."""
-    grpo = GrpoConfig(compute_dtype="float32", logprob_chunk=4, micro_batches=2)
+    """Old log-probs far off, so that every region of the clip is taken; micro-batches of very different token counts,
+    and groups that are cut between their answers."""
+    grpo = GrpoConfig(compute_dtype="float32", logprob_chunk=4, micro_tokens=14)
     batch = random_batch(seed, 4, 3, 7, 5)
-    batch.answer_lengths[::2] = 1  # these rows are one part: a mean of the parts' means would be another gradient
+    batch.answer_lengths[0] = 1
     batch = with_old_logprobs(params, batch, seed, spread=1.5)
     loss, expected, regions = plain_gradients(params, grpo, batch)
     metrics, found = step_gradients(params, grpo, batch)
@@ -238,7 +289,9 @@ def test_clipped_gradient(params, seed):
 
 
 def test_group_of_one_with_every_option(params):
-    grpo = GrpoConfig(compute_dtype="float32", kl_coefficient=0.3, loss_agg="seq-mean-token-mean", remat=True)
+    grpo = GrpoConfig(
+        compute_dtype="float32", kl_coefficient=0.3, loss_agg="seq-mean-token-mean", remat=True, micro_tokens=20
+    )
     batch = with_old_logprobs(params, random_batch(5, 5, 1, 7, 5), 5, spread=0.6)
     loss, expected, regions = plain_gradients(params, grpo, batch)
     assert regions["clipped"] and regions["free"]
@@ -249,7 +302,7 @@ def test_group_of_one_with_every_option(params):
 
 @pytest.mark.parametrize("mesh_cfg", [MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
 def test_eight_devices(params, mesh_cfg):
-    grpo = GrpoConfig(compute_dtype="float32", micro_batches=8 // (mesh_cfg.data * mesh_cfg.fsdp), logprob_chunk=4)
+    grpo = GrpoConfig(compute_dtype="float32", micro_tokens=20, logprob_chunk=4)
     batch = with_old_logprobs(params, random_batch(7, 8, 2, 7, 5), 7, spread=1.5)
     loss, expected, regions = plain_gradients(params, grpo, batch)
     assert min(regions.values()) > 0
@@ -260,7 +313,7 @@ def test_eight_devices(params, mesh_cfg):
 
 def test_several_updates_equal_torch_adamw(params):
     """Two updates on one batch, at a rate so large that the second is clipped against the policy before the first."""
-    grpo, rate = GrpoConfig(compute_dtype="float32", micro_batches=2), 0.02
+    grpo, rate = GrpoConfig(compute_dtype="float32", micro_tokens=40), 0.02
     batch = random_batch(4, 8, 3, 7, 5)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = make_optimizer(OptimizerConfig(learning_rate=rate))
@@ -268,7 +321,9 @@ def test_several_updates_equal_torch_adamw(params):
     step = make_grpo_step(CFG, grpo, optimizer, mesh, shardings)
     logprob_step = make_logprob_step(CFG, grpo, mesh, shardings.params)
     state = init_state(optimizer, params, shardings)
-    state, history = grpo_update(step, logprob_step, state, batch, updates=2)
+    parts = [Case(*(x[part] for x in batch[:5])) for part in (slice(0, 4), slice(4, 8))]
+    updates = [rows_of(part, grpo.micro_tokens)[0] for part in parts]
+    state, history = grpo_updates(step, logprob_step, state, updates)
     assert int(state.step) == 2
 
     batch = with_old_logprobs(params, batch, 0, spread=0.0)
@@ -276,7 +331,7 @@ def test_several_updates_equal_torch_adamw(params):
     adamw = torch.optim.AdamW(jax.tree.leaves(reference), lr=rate, weight_decay=0.01)
     for part, metrics in ((slice(0, 4), history[0]), (slice(4, 8), history[1])):
         adamw.zero_grad()
-        loss, regions = plain_loss(reference, grpo, GrpoBatch(*(x[part] for x in batch)))
+        loss, regions = plain_loss(reference, grpo, Case(*(x[part] for x in batch)))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(jax.tree.leaves(reference), 1.0)
         adamw.step()
@@ -297,6 +352,14 @@ OPTIONS = [
 LOSS_GRADIENT = jax.jit(jax.value_and_grad(policy_loss, argnums=1, has_aux=True), static_argnums=0)
 
 
+def loss_gradient(grpo, new, case):
+    """Loss, metrics and gradient with respect to the log-probs, which have the shape of the case's answers."""
+    update, places = rows_of(case, micro_tokens=200)
+    [micro], [at] = update.micro_batches, places
+    (loss, metrics), gradient = LOSS_GRADIENT(grpo, np.ravel(new).astype(np.float32)[at], micro)
+    return loss, metrics, in_case(case, update, places, [gradient])
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000), st.sampled_from(OPTIONS))
 def test_policy_loss_alone(seed, grpo):
@@ -308,7 +371,7 @@ def test_policy_loss_alone(seed, grpo):
     reference = torch.tensor(new, requires_grad=True)
     loss, regions = plain_loss(None, grpo, batch, [[[*tokens] for tokens in group] for group in reference])
     loss.backward()
-    (found, metrics), gradient = LOSS_GRADIENT(grpo, new.astype(np.float32), batch, Totals.of(batch))
+    found, metrics, gradient = loss_gradient(grpo, new, batch)
     assert float(found) == pytest.approx(loss.item(), rel=1e-4, abs=1e-6)
     np.testing.assert_allclose(gradient, reference.grad, rtol=1e-4, atol=1e-6)
     terms = sum(regions.values())
@@ -320,7 +383,6 @@ def test_log_ratio_out_of_range_stays_finite():
     batch = random_batch(0, 2, 2, 2, 3)
     new = np.zeros(batch.answers.shape, np.float32)
     batch = batch._replace(old_logprobs=new - 1000)
-    (loss, _), gradient = LOSS_GRADIENT(
-        GrpoConfig(compute_dtype="float32", kl_coefficient=0.1), new, batch, Totals.of(batch)
-    )
+    grpo = GrpoConfig(compute_dtype="float32", kl_coefficient=0.1)
+    loss, _, gradient = loss_gradient(grpo, new, batch)
     assert np.isfinite(loss) and np.isfinite(gradient).all()

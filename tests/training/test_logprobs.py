@@ -9,8 +9,9 @@ import pytest
 
 from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig
-from looptool_jax.training.grpo import GrpoBatch, GrpoConfig, answer_logprobs
+from looptool_jax.training.grpo import GrpoConfig, answer_logprobs
 from looptool_jax.training.logprobs import token_logprobs
+from looptool_jax.training.rows import Group, packed_rows
 from looptool_jax.training.sft import SftBatch, SftConfig, sft_loss
 
 CFG = DecoderConfig("qwen3", 499, 16, 24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8)
@@ -83,12 +84,8 @@ def test_no_array_of_rows_time_vocab_in_the_sft_gradient():
 
 
 def test_no_array_of_answers_time_vocab_in_the_grpo_gradient():
-    n, group, time, chunk = 2, 3, 16, 4
-    batch = GrpoBatch(
-        jnp.ones((n, 5), jnp.int32), jnp.full(n, 5), jnp.ones((n, group, time), jnp.int32), jnp.full((n, group), time),
-        jnp.ones((n, group)),
-    )  # fmt: skip
+    [micro] = packed_rows([Group([1] * 5, [[1] * 16] * 3, [1.0] * 3)] * 2, 64, 2).micro_batches
     params = INIT(CFG, jax.random.key(0))
-    grpo = GrpoConfig(compute_dtype="float32", logprob_chunk=chunk)
-    gradient = jax.grad(lambda p: answer_logprobs(p, CFG, grpo, batch).sum())
-    assert largest_with_vocab(gradient, params) == n * group * chunk * CFG.vocab_size
+    grpo = GrpoConfig(compute_dtype="float32", logprob_chunk=4)
+    gradient = jax.grad(lambda p: answer_logprobs(p, CFG, grpo, micro).sum())
+    assert largest_with_vocab(gradient, params) == 2 * 4 * CFG.vocab_size

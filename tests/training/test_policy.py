@@ -18,15 +18,16 @@ from looptool_jax.parallel.mesh import MeshConfig, make_mesh
 from looptool_jax.parallel.residents import Resident, Turns
 from looptool_jax.training import checkpoint
 from looptool_jax.training.checkpoint import logical_hash
-from looptool_jax.training.grpo import GrpoBatch, GrpoConfig, answer_logprobs, make_batch
+from looptool_jax.training.grpo import GrpoConfig, answer_logprobs
 from looptool_jax.training.optimizer import OptimizerConfig
 from looptool_jax.training.policy import PolicyTrainer, _bucket
+from looptool_jax.training.rows import Group, packed_rows
 
 CFG = DecoderConfig("qwen3", 64, 16, 32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4)
 INIT = jax.jit(decoder.init_params, static_argnums=(0, 2))
 PROMPTS = [[7, 8, 9], [10]]
 RIGHT, WRONG = [1, 2, 3], [4, 5]
-GRPO = GrpoConfig(compute_dtype="float32")
+GRPO = GrpoConfig(compute_dtype="float32", micro_tokens=64)
 GROUPS = [[SimpleNamespace(tokens=answer) for answer in (RIGHT, WRONG, WRONG)]] * 2
 REWARDS = np.array([[1.0, 0.0, 0.0]] * 2)
 
@@ -51,8 +52,10 @@ def trainer_of(tmp_path):
 @jax.jit
 def logprobs(params):
     """Of the right and of the wrong answer, for both prompts: [2, 2]."""
-    batch = make_batch(PROMPTS, [[RIGHT, WRONG]] * 2, np.zeros((2, 2)), prompt_len=4, answer_len=4, pad_id=0)
-    return answer_logprobs(params, CFG, GRPO, GrpoBatch(*map(jnp.asarray, batch[:5]))).sum(axis=2)
+    groups = [Group(prompt, [RIGHT, WRONG], [0.0, 0.0]) for prompt in PROMPTS]
+    [micro] = packed_rows(groups, 8, shards=2).micro_batches
+    each = answer_logprobs(params, CFG, GRPO, jax.tree.map(jnp.asarray, micro))
+    return jnp.stack([each[:, : len(RIGHT)].sum(axis=1), each[:, len(RIGHT) :].sum(axis=1)], axis=1)
 
 
 def test_an_update_raises_what_was_rewarded_and_lowers_the_rest(trainer_of):

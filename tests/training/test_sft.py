@@ -31,8 +31,9 @@ def unpack(batch):
     """Every packed example as (ids, weights), in the order of (row, place)."""
     found = []
     for row in range(len(batch.tokens)):
-        for segment in range(1, batch.segment_ids[row].max() + 1):
-            at = np.flatnonzero(batch.segment_ids[row] == segment)
+        for end in np.unique(batch.ends[row][batch.ends[row] > 0]):
+            at = np.flatnonzero(batch.ends[row] == end)
+            assert at[-1] == end - 1
             assert (np.diff(at) == 1).all() and (batch.positions[row, at] == np.arange(len(at))).all()
             found.append((batch.tokens[row, at].tolist(), batch.weights[row, at].tolist()))
     return found
@@ -46,7 +47,7 @@ def test_packing_keeps_every_example_that_fits(examples, rows_multiple):
     assert len(packed.batch.tokens) % rows_multiple == 0 and len(packed.batch.tokens) >= 1
     expected = [(ids, [0.0, *([0.25] * (prompt - 1)), *([1.0] * (len(ids) - max(prompt, 1)))]) for ids, prompt in kept]
     assert sorted(unpack(packed.batch)) == sorted(expected)
-    padding = packed.batch.segment_ids == 0
+    padding = packed.batch.ends == 0
     assert not packed.batch.tokens[padding].any() and not packed.batch.weights[padding].any()
 
 
@@ -80,7 +81,7 @@ def naive_loss(params, examples):
     weights = np.array(
         [[0.3 if t < prompt else float(t < len(ids)) for t in range(length)] for ids, prompt in examples]
     )
-    hidden, _ = decoder.forward(params, CFG, tokens, places, np.ones_like(tokens))
+    hidden, _ = decoder.forward(params, CFG, tokens, places, np.full_like(tokens, length))
     logprobs = jax.nn.log_softmax(decoder.logits(params, CFG, hidden[:, :-1]))
     chosen = jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[..., 0]
     return -(chosen * weights[:, 1:]).sum() / weights[:, 1:].sum()
@@ -97,7 +98,7 @@ def test_gradient_equals_that_of_unpacked_examples():
     """Four micro-batches of very different token counts; eight devices: both the naive gradient."""
     params = INIT(CFG, jax.random.key(0))
     examples, batch = example_batch(rows_multiple=8)
-    assert (batch.segment_ids.max(axis=1) == 0).any()  # an empty row, so that parts differ in their tokens
+    assert (batch.ends.max(axis=1) == 0).any()  # an empty row, so that parts differ in their tokens
     loss, expected = jax.jit(jax.value_and_grad(lambda p: naive_loss(p, examples)))(params)
     one, eight = make_mesh(MeshConfig(), jax.devices()[:1]), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     for mesh, sft in (

@@ -1,0 +1,135 @@
+"""Greedy decoding with drafts: guesses of answers are checked in one pass, and decoding starts at the first mismatch.
+
+A greedy answer that equals its draft needs no decoding at all: where the arg-max after every token is the draft's next
+token, the draft is what greedy decoding would have written. The pass also yields the log-probs, and prompts that begin
+alike are computed once.
+
+The pass and step-by-step decoding add up the same numbers in another order, so their logits differ in the last bits. A
+request at whose answer two logits come closer than `NEAR_TIE` anywhere is therefore decoded step by step, from its
+prompt on. So the tokens are those of step-by-step decoding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from looptool_jax.inference.batch import Completion, Decoding, Request, check, generate
+from looptool_jax.parallel.processes import stop_if_preempted
+
+if TYPE_CHECKING:
+    from looptool_jax.inference.engine import DecoderEngine, Prefix
+    from looptool_jax.inference.scoring import Scorer, Scores
+    from looptool_jax.models.decoder import Params
+
+# Far above what the logits of the two ways were seen to differ by (docs/RESULTS.md).
+NEAR_TIE = {"float32": 2e-3, "bfloat16": 0.5}
+
+
+class _Checked(NamedTuple):
+    """A draft up to its first mismatch, which is the greedy answer so far. complete: it is the whole answer."""
+
+    member: int
+    tokens: list[int]
+    logprobs: list[float]
+    lead: float
+    complete: bool
+
+
+def greedy(
+    engine: DecoderEngine,
+    scorer: Scorer,
+    params: Params,
+    requests: Sequence[Request],
+    drafts: Sequence[Sequence[Sequence[int]]],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Completion]:
+    """The greedy answer of each request, in their order; `drafts` has any number of guesses for each, their end tokens
+    included. The engine has one answer a slot and room for drafts.
+
+    on_progress(finished requests, tokens of answers) is called when something has moved.
+
+    Raises:
+        PromptTooLong, RequestError: before anything runs. Preempted: between two device syncs.
+    """
+    for request in requests:
+        check(engine, request)
+    families = [
+        [[*request.tokens, *_cut(draft, request.max_new, engine.eos_ids)] for draft in guesses or [[]]]
+        for request, guesses in zip(requests, drafts, strict=True)
+    ]
+    starts = [len(request.tokens) for request in requests]
+    params = engine.load_params(params)
+    decoding, near = Decoding(engine, params), NEAR_TIE[engine.dtype.name]
+    done: dict[int, Completion] = {}
+    begun: dict[int, _Checked] = {}  # what goes on by decoding
+    again: set[int] = set()
+    drafted = 0
+    batches = deque(scorer.rows_of(families))
+    pending: deque[tuple[int, Request, Prefix]] = deque()
+    while batches or pending or decoding.busy:
+        stop_if_preempted()
+        while decoding.free and (pending or batches):
+            if pending:
+                decoding.insert(*pending.popleft())
+                continue
+            rows = batches.popleft()
+            scores, computed = scorer(params, rows, families, starts)
+            for row, number in sorted({(i, family) for i, each in enumerate(rows) for family, _ in each.paths}):
+                request = requests[number]
+                known = [
+                    _check(member, tokens[starts[number] :], scores[number, member], request.max_new, engine.eos_ids)
+                    for member, tokens in enumerate(families[number])
+                ]
+                best = max(known, key=lambda checked: len(checked.tokens))
+                if best.lead < near:
+                    again.add(number)
+                    continue
+                drafted += len(best.tokens)
+                if best.complete:
+                    done[number] = _completion(request, best, [], [], best.lead, engine.eos_ids)
+                    continue
+                begun[number] = best
+                path = rows[row].paths[number, best.member][: starts[number] + len(best.tokens)]
+                rest = replace(request, max_new=request.max_new - len(best.tokens))
+                pending.append((number, rest, scorer.branch(params, computed, row, path)))
+        if decoding.busy:
+            decoding.step()
+        if on_progress is not None:
+            on_progress(len(done) + len(decoding.finished), drafted + decoding.generated)
+    for number, [end] in decoding.finished.items():
+        start, lead = begun[number], min(begun[number].lead, end.lead)
+        if lead < near:
+            again.add(number)
+            continue
+        done[number] = _completion(requests[number], start, end.tokens, end.logprobs, lead, engine.eos_ids)
+    stepwise = sorted(again)
+    for number, [whole] in zip(stepwise, generate(engine, params, [requests[i] for i in stepwise]), strict=True):
+        done[number] = replace(whole, near_tie=True)
+    return [done[number] for number in range(len(requests))]
+
+
+def _cut(draft: Sequence[int], max_new: int, eos_ids: Sequence[int]) -> list[int]:
+    """The draft up to its first end token, or the limit."""
+    end = next((i + 1 for i, token in enumerate(draft) if token in eos_ids), len(draft))
+    return list(draft[: min(end, max_new)])
+
+
+def _check(member: int, draft: Sequence[int], scores: Scores, max_new: int, eos_ids: Sequence[int]) -> _Checked:
+    size = next((i for i, token in enumerate(draft) if token != scores.best[i]), len(draft))
+    tokens = list(draft[:size])
+    lead = min(scores.lead[: size + 1].tolist(), default=math.inf)
+    complete = size == len(draft) > 0 and (size == max_new or draft[-1] in eos_ids)
+    return _Checked(member, tokens, scores.logprobs[:size].tolist(), lead, complete)
+
+
+def _completion(
+    request: Request, start: _Checked, tokens: list[int], logprobs: list[float], lead: float, eos_ids: Sequence[int]
+) -> Completion:
+    """The drafted beginning of an answer with what was decoded behind it."""
+    tokens, logprobs = [*start.tokens, *tokens], [*start.logprobs, *logprobs]
+    finish: Literal["stop", "length"] = "stop" if tokens[-1] in eos_ids else "length"
+    return Completion(request.id, 0, tokens, logprobs, lead, finish, drafted=len(start.tokens))

@@ -1,0 +1,159 @@
+"""What a model thinks of given tokens, without decoding: one pass over rows of sequences that begin alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from looptool_jax.inference.prefix_rows import PrefixRow, prefix_rows
+from looptool_jax.inference.sampling import best_and_lead
+from looptool_jax.models import decoder
+from looptool_jax.models.config import DecoderConfig
+from looptool_jax.models.decoder import KV, Params
+from looptool_jax.parallel import rules
+
+if TYPE_CHECKING:
+    from looptool_jax.inference.engine import Prefix
+
+CHUNK = 256  # places of a row whose logits exist at once
+SMALLEST_ROW = 64
+
+
+class Scores(NamedTuple):
+    """Of the tokens of a sequence from a given one on: each predicted from all tokens before it."""
+
+    best: Int[np.ndarray, " scored"]
+    """what greedy decoding would take"""
+    lead: Float[np.ndarray, " scored"]
+    """by how much the logit of `best` is above the next one"""
+    logprobs: Float[np.ndarray, " scored"]
+    """of the given tokens, natural logarithm"""
+
+
+class Computed(NamedTuple):
+    """What a pass over rows leaves on the devices, for decoding that goes on from any of their places."""
+
+    kv: KV
+    """[layers, rows, kv_heads, T, head_dim]"""
+    hidden: Float[Array, "rows T embed"]
+
+
+class Scorer:
+    """Scores families of up to `members` sequences of at most `longest` tokens. A row has room for at least two
+    sequences; one that is not full is padded to the next power of two. With splash attention every sequence stands by
+    itself."""
+
+    def __init__(
+        self,
+        cfg: DecoderConfig,
+        mesh: Mesh,
+        *,
+        longest: int,
+        members: int = 1,
+        dtype: Any,
+        attention: decoder.Attention = "xla",
+    ) -> None:
+        self.cfg, self.mesh, self.dtype, self.attention = cfg, mesh, jnp.dtype(dtype), attention
+        self.longest, self.time = longest, max(2, members) * longest
+        self.rows = rules.batch_shards(mesh)
+        rows, replicated = rules.batch_sharding(mesh, 1), rules.replicated(mesh)
+        self._score = jax.jit(self._score_fn, in_shardings=(None, rows, rows, rows, rows, rows, None))
+        kv = rules.prefix_sharding(mesh)
+        self._branch = jax.jit(self._branch_fn, out_shardings=((kv, kv), replicated, replicated))
+        self._replicated: Any = replicated
+
+    def rows_of(self, families: Sequence[Sequence[Sequence[int]]]) -> list[list[PrefixRow]]:
+        """The sequences in rows, as many at a time as the mesh has batch shards."""
+        rows = prefix_rows(families, self.time, share=self.attention == "xla")
+        return [rows[start : start + self.rows] for start in range(0, len(rows), self.rows)]
+
+    def __call__(
+        self,
+        params: Params,
+        rows: Sequence[PrefixRow],
+        families: Sequence[Sequence[Sequence[int]]],
+        starts: Sequence[int],
+    ) -> tuple[dict[tuple[int, int], Scores], Computed]:
+        """Scores of the sequences in these rows, by (family, member), from token `starts[family]` (at least 1) on."""
+        time = _bucket(max(len(row.tokens) for row in rows), self.time)
+        tokens, positions, ends, places, targets = (np.zeros((self.rows, time), np.int32) for _ in range(5))
+        count, where = 0, {}
+        for i, row in enumerate(rows):
+            size, filled = len(row.tokens), 0
+            tokens[i, :size], positions[i, :size], ends[i, :size] = row.tokens, row.positions, row.ends
+            for (family, member), path in row.paths.items():
+                scored = slice(filled, filled + len(path) - starts[family])
+                places[i, scored] = path[starts[family] - 1 : -1]
+                targets[i, scored] = families[family][member][starts[family] :]
+                where[family, member] = (i, scored)
+                filled = scored.stop
+            count = max(count, filled)
+        with jax.set_mesh(self.mesh):
+            computed, scores = self._score(params, tokens, positions, ends, places, targets, count)
+        best, lead, logprobs = jax.device_get(scores)
+        return {key: Scores(best[at], lead[at], logprobs[at]) for key, at in where.items()}, computed
+
+    def branch(self, params: Params, computed: Computed, row: int, path: Int[np.ndarray, " length"]) -> Prefix:
+        """The sequence that ends at the last place of `path` in a row, as a prompt to go on from."""
+        from looptool_jax.inference.engine import Prefix
+
+        padded = np.zeros(self.longest, np.int32)
+        padded[: len(path)] = path
+        with jax.set_mesh(self.mesh):
+            kv, logits, length = self._branch(params, computed, row, padded, len(path))
+        return Prefix(KV(*kv), logits, length)
+
+    def _branch_fn(
+        self, params: Params, computed: Computed, row: Array, path: Array, length: Array
+    ) -> tuple[tuple[Array, Array], Array, Array]:
+        kv = jax.tree.map(lambda x: x[:, row, :, path].transpose(1, 2, 0, 3)[:, None], computed.kv)
+        last = computed.hidden[row, path[length - 1]]
+        return (kv.k, kv.v), decoder.logits(params, self.cfg, last)[None], length[None]
+
+    def lower(self, params: Params) -> jax.stages.Lowered:
+        """The pass over the longest rows, to be compiled without arrays. Parameters come as they are placed."""
+        ids = jax.ShapeDtypeStruct((self.rows, self.time), jnp.int32)
+        with jax.set_mesh(self.mesh):
+            return self._score.lower(params, *5 * (ids,), jax.ShapeDtypeStruct((), jnp.int32))
+
+    def _score_fn(
+        self,
+        params: Params,
+        tokens: Int[Array, "rows T"],
+        positions: Int[Array, "rows T"],
+        ends: Int[Array, "rows T"],
+        places: Int[Array, "rows Q"],
+        targets: Int[Array, "rows Q"],
+        count: Int[Array, ""],
+    ) -> tuple[Computed, tuple[Array, Array, Array]]:
+        hidden, kv = decoder.forward(params, self.cfg, tokens, positions, ends, attention=self.attention)
+        chunk = min(CHUNK, places.shape[1])
+
+        def score(number: Array, scores: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            cut = partial(jax.lax.dynamic_slice_in_dim, start_index=number * chunk, slice_size=chunk, axis=1)
+            logits = decoder.logits(params, self.cfg, jnp.take_along_axis(hidden, cut(places)[..., None], axis=1))
+            best, lead, logsumexp = best_and_lead(logits)
+            chosen = jnp.take_along_axis(logits, cut(targets)[..., None], axis=-1)[..., 0]
+            new = (best, lead, chosen - logsumexp)
+            return tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, part, number * chunk, axis=1)
+                for old, part in zip(scores, new, strict=True)
+            )  # type: ignore[return-value]
+
+        zeros = jnp.zeros(places.shape, jnp.float32)
+        chunks = (count + chunk - 1) // chunk
+        scores = jax.lax.fori_loop(0, chunks, score, (jnp.zeros(places.shape, jnp.int32), zeros, zeros))
+        scores = jax.lax.with_sharding_constraint(scores, self._replicated)
+        kv = jax.tree.map(lambda x: x.swapaxes(-3, -2).astype(self.dtype), kv)
+        return Computed(kv, hidden), scores
+
+
+def _bucket(length: int, longest: int) -> int:
+    return min(longest, max(SMALLEST_ROW, 1 << (length - 1).bit_length()))

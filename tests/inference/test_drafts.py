@@ -1,0 +1,105 @@
+"""Drafts change how much is decoded, never what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from looptool_jax.inference import drafts
+from looptool_jax.inference.batch import Request, generate
+from looptool_jax.inference.scoring import Scorer
+from looptool_jax.parallel.mesh import MeshConfig, make_mesh
+
+PROMPT, ANSWER = 32, 12
+
+
+@pytest.fixture(scope="module")
+def pair(make_engine, tiny):
+    """An engine with room for drafts and a scorer of its sizes."""
+
+    def make(mesh, **options):
+        engine = make_engine(mesh=mesh, draft_len=ANSWER, **options)
+        return engine, Scorer(tiny.cfg, mesh, longest=PROMPT + ANSWER, members=2, dtype="float32")
+
+    one = make(make_mesh(MeshConfig(), jax.devices()[:1]), slots=4)
+    return lambda mesh=None, **options: make(mesh, **options) if mesh else one
+
+
+@pytest.fixture(scope="module")
+def corpus(pair, tiny):
+    """Prompts cut from dialogues, their step-by-step answers, and drafts: right, half right, wrong, none, two."""
+    rng = np.random.default_rng(3)
+    requests = []
+    for number in range(250):
+        dialogue = rng.integers(6, 48, PROMPT).tolist()
+        for cut in sorted({int(c) for c in rng.integers(1, PROMPT + 1, 4)}):
+            requests.append(Request(f"{number}/{cut}", dialogue[:cut], (0, 0), 0.0, int(rng.integers(1, ANSWER + 1))))
+    engine, _ = pair()
+    plain = [completion for [completion] in generate(engine, tiny.params, requests)]
+    guesses = []
+    for number, completion in enumerate(plain):
+        right = completion.tokens
+        half = [*right[: len(right) // 2], 6 + number % 40, *right[len(right) // 2 + 1 :]]
+        longer = [*right, 7, 8] if completion.finish == "length" else right
+        guesses.append([[right], [half], [[9, 9, 9]], [], [half, right], [longer], [right[:-1]]][number % 7])
+    return requests, plain, guesses
+
+
+def test_tokens_are_those_of_step_by_step_decoding(pair, tiny, corpus):
+    engine, scorer = pair()
+    requests, plain, guesses = corpus
+    found = drafts.greedy(engine, scorer, tiny.params, requests, guesses)
+    for ours, theirs in zip(found, plain, strict=True):
+        assert (ours.request_id, ours.tokens, ours.finish) == (theirs.request_id, theirs.tokens, theirs.finish)
+        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
+        assert ours.lead == pytest.approx(theirs.lead, abs=1e-4)
+    whole = [completion.drafted == len(completion.tokens) for completion in found]
+    assert 0.4 * len(requests) < sum(whole) < 0.6 * len(requests)  # of seven kinds of drafts, three hold it all
+    assert sum(completion.near_tie for completion in found) < 0.02 * len(requests)
+
+
+def test_where_two_logits_are_near_it_is_decoded_step_by_step(pair, tiny, corpus, monkeypatch):
+    engine, scorer = pair()
+    requests, plain, guesses = (each[:40] for each in corpus)
+    near = sorted(completion.lead for completion in plain)[20]
+    monkeypatch.setattr(drafts, "NEAR_TIE", {"float32": near})
+    found = drafts.greedy(engine, scorer, tiny.params, requests, guesses)
+    assert [completion.near_tie for completion in found] == [completion.lead < near for completion in plain]
+    assert sum(completion.near_tie for completion in found) == 20
+    assert [completion.tokens for completion in found] == [completion.tokens for completion in plain]
+
+
+def test_on_eight_devices(pair, tiny, corpus):
+    engine, scorer = pair(make_mesh(MeshConfig(2, 2, 2)), slots=4)
+    requests, plain, guesses = (each[:40] for each in corpus)
+    found = drafts.greedy(engine, scorer, tiny.params, requests, guesses)
+    assert [completion.tokens for completion in found] == [completion.tokens for completion in plain]
+
+
+def test_progress_and_bad_requests(pair, tiny, corpus):
+    engine, scorer = pair()
+    requests, plain, guesses = (each[:10] for each in corpus)
+    calls = []
+    drafts.greedy(engine, scorer, tiny.params, requests, guesses, lambda *numbers: calls.append(numbers))
+    assert calls == sorted(calls) and calls[-1] == (10, sum(len(completion.tokens) for completion in plain))
+    assert drafts.greedy(engine, scorer, tiny.params, [], []) == []
+    with pytest.raises(ValueError, match="request long: the prompt has 33 tokens"):
+        drafts.greedy(engine, scorer, None, [replace(requests[0], id="long", tokens=[7] * 33)], [[]])
+
+
+def test_scores_are_log_probs_of_the_given_tokens(pair, tiny):
+    _, scorer = pair()
+    families = [[[7, 8, 9, 10], [7, 8, 11]], [[20, 21]]]
+    rows = scorer.rows_of(families)
+    assert [len(row.tokens) for [row] in rows] == [7]
+    scores, _ = scorer(tiny.params, rows[0], families, [2, 1])
+    for (family, member), found in scores.items():
+        tokens, start = families[family][member], [2, 1][family]
+        table = tiny.logprobs(tokens)[start - 1 : -1]
+        np.testing.assert_allclose(found.logprobs, table[np.arange(len(table)), tokens[start:]], atol=1e-4)
+        assert found.best.tolist() == table.argmax(-1).tolist()
+        two = np.sort(table, axis=-1)[:, -2:]
+        np.testing.assert_allclose(found.lead, two[:, 1] - two[:, 0], atol=1e-4)
