@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from looptool_jax.loop.console import Console
     from looptool_jax.loop.pool import ModelPool
     from looptool_jax.loop.run_config import RunConfig
+    from looptool_jax.toolcall import Sample
 
 app = typer.Typer(
     help="Close the loop between tool-call data and tool-call training (LoopTool, on JAX and TPUs).",
@@ -52,8 +53,6 @@ def main() -> None:
     logging.getLogger("looptool_jax").propagate = False
     try:
         app()
-    except KeyboardInterrupt:
-        _end("looptool: interrupted; give the same command again to continue", 130)
     except Exception as error:
         ours = type(error).__module__.startswith("looptool_jax.") and isinstance(error, ValueError)
         if ours or isinstance(error, OSError):
@@ -99,7 +98,10 @@ def run(
     with _joined(cfg, quiet, coordinator, count, index) as console:
         processes.by_first(lambda: keep_config(cfg))
         processes.check_shared(cfg.run_dir)
-        console.say(f"looptool run --config {config}: {cfg.rounds} rounds in {cfg.run_dir} (rerun to resume)")
+        console.say(
+            f"looptool run --config {config}: {cfg.rounds} round{'s' * (cfg.rounds > 1)} in {cfg.run_dir} "
+            "(rerun to resume)"
+        )
         Runner(cfg, console).run()
         if processes.is_first():
             for table in tables.run_tables(cfg.run_dir):
@@ -139,11 +141,10 @@ def probe(
     \b
     looptool probe --data round-1/data.jsonl --model nano/policy --out probed
     """
-    from looptool_jax.data.store import read_samples
     from looptool_jax.loop import probe as stage
 
     cfg = _config(config, overrides, model)
-    samples = list(read_samples(data))
+    samples = _samples(data)
     with _results(out, "probe", cfg, [data]) as console:
         policy = _pool(cfg, out).lend(cfg.policy)
         metrics = stage.probe(policy, samples, cfg.probe, cfg.reward, out, console)
@@ -165,12 +166,12 @@ def judge(
     \b
     looptool judge --data round-1/data.jsonl --probes probed/probes.jsonl --model nano/judge --out judged
     """
-    from looptool_jax.data.store import read_records, read_samples
+    from looptool_jax.data.store import read_records
     from looptool_jax.loop import judge as stage
     from looptool_jax.loop.probe import Probe
 
     cfg = _config(config, overrides, judge_model=model)
-    samples = list(read_samples(data))
+    samples = _samples(data)
     rows = read_records(probes, Probe.from_json, "probe")
     with _results(out, "judge", cfg, [data, probes], round_) as console:
         lent = _pool(cfg, out).lend(cfg.judge_model) if cfg.judge.enabled else None
@@ -242,11 +243,10 @@ def train(
     \b
     looptool train --data round-1/data.jsonl --model nano/policy --out trained train.epochs=1
     """
-    from looptool_jax.data.store import read_samples
     from looptool_jax.loop import train as stage
 
     cfg = _config(config, overrides, model)
-    samples = list(read_samples(data))
+    samples = _samples(data)
     with _results(out, "train", cfg, [data], round_) as console:
         policy = _pool(cfg, out).lend(cfg.policy)
         metrics = stage.train(policy, samples, cfg.train, cfg.reward, cfg.seed, round_, out, console)
@@ -268,7 +268,7 @@ def warmup(
     looptool warmup --out nano
     """
     from looptool_jax.config import ConfigError
-    from looptool_jax.data.store import is_url, join, lock_directory, read_samples
+    from looptool_jax.data.store import is_url, join, lock_directory
     from looptool_jax.loop import warmup as stage
     from looptool_jax.loop.console import Console
 
@@ -284,7 +284,7 @@ def warmup(
     from looptool_jax.models.hf import save_pretrained
 
     cfg = _config(config, overrides, model)
-    samples = list(read_samples(data))
+    samples = _samples(data)
     with _results(out, "warmup", cfg, [data]) as console:
         policy = _pool(cfg, out).lend(cfg.policy)
         settings = cfg.warmup or stage.WarmupConfig()
@@ -303,14 +303,15 @@ def evaluate(
     \b
     looptool eval --data heldout.jsonl --model trained/policy --out evaluated
     """
-    from looptool_jax.data.store import read_samples
     from looptool_jax.evaluation import heldout
 
     cfg = _config(config, overrides, model)
-    samples = list(read_samples(data))
+    samples = _samples(data)
     with _joined(cfg) as console, console.stage("eval"):
         policy = _pool(cfg, out).lend(cfg.policy)
         metrics = heldout.evaluate(policy, samples, cfg.evaluate, out, console.tokens)
+        for name, part in metrics["by_category"].items():
+            console.say(f"  {name}: {part['accuracy']:.1%} of {part['items']}")
     _finish(metrics, out)
 
 
@@ -336,11 +337,15 @@ def import_(
     """Turn foreign tool-call data into samples; what cannot be read goes to OUT/rejected.jsonl with line and reason.
 
     \b
-    looptool import example_messages.jsonl --format openai --out star
+    looptool import messages.jsonl --format openai --out seeds
     """
     from looptool_jax.data.importers import import_file, write_import
+    from looptool_jax.data.store import DataError
 
-    write_import(import_file(file, format_, tools=tools), out)
+    result = import_file(file, format_, tools=tools)
+    write_import(result, out)
+    if result.read and not result.samples:
+        raise DataError(f"{file}: no record is of the format {format_}; the reasons are in {out}/rejected.jsonl")
 
 
 @app.command()
@@ -420,9 +425,12 @@ def _joined(cfg: RunConfig, quiet: bool = False, *process: Any) -> Iterator[Cons
     from looptool_jax.loop.console import Console
     from looptool_jax.parallel import processes
 
-    with processes.joined(*process):
-        processes.meet("the configuration", asdict(cfg))
-        yield Console(quiet or not processes.is_first())
+    try:
+        with processes.joined(*process):
+            processes.meet("the configuration", asdict(cfg))
+            yield Console(quiet or not processes.is_first())
+    except KeyboardInterrupt:  # here, for typer would end without a word
+        _end("looptool: interrupted; give the same command again to continue", 130)
 
 
 @contextmanager
@@ -437,6 +445,15 @@ def _results(out: str, command: str, cfg: RunConfig, data: list[str], round_: in
         processes.check_shared(out)
         with console.stage(command):
             yield console
+
+
+def _samples(data: str) -> list[Sample]:
+    from looptool_jax.data.store import DataError, read_samples
+
+    samples = list(read_samples(data))
+    if not samples:
+        raise DataError(f"{data}: holds no samples")
+    return samples
 
 
 def _finish(metrics: dict, out: str) -> None:

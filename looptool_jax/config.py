@@ -5,6 +5,7 @@ The schema is `RunConfig`; a wrong key or type is an error that names the right 
 
 from __future__ import annotations
 
+import difflib
 import io
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from looptool_jax.data.store import (
     dump_json,
@@ -28,7 +29,11 @@ from looptool_jax.data.store import (
     write_bytes,
     write_text,
 )
+from looptool_jax.inference.lm import ModelConfig
 from looptool_jax.loop.run_config import RunConfig
+from looptool_jax.loop.train import TrainConfig
+from looptool_jax.loop.warmup import WarmupConfig
+from looptool_jax.models.lora import LoraConfig
 
 # What may differ when a run is resumed: where it lies, and more rounds.
 RESUMABLE = ("run_dir", "rounds")
@@ -61,7 +66,8 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
         try:
             part = OmegaConf.from_dotlist([override])
         except Exception as error:
-            raise ConfigError(f"{override!r}: the value is not valid YAML ({str(error).splitlines()[0]})") from None
+            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+            raise ConfigError(f"{override!r}: the value is not valid YAML ({problem})") from None
         merged = _merge(merged, part, override)
     return _to_object(merged)
 
@@ -165,7 +171,9 @@ def _merge(base: DictConfig, part: Any, source: str) -> DictConfig:
     try:
         return OmegaConf.merge(base, part)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{source}: {_reason(error)}") from None
+        reason = _reason(error)
+        place = "" if source.startswith(f"{reason.partition(':')[0]}=") else f"{source}: "
+        raise ConfigError(f"{place}{reason}") from None
 
 
 def _to_object(merged: DictConfig) -> RunConfig:
@@ -179,10 +187,40 @@ def _to_object(merged: DictConfig) -> RunConfig:
 
 
 def _reason(error: BaseException) -> str:
-    """OmegaConf's message on one line, with the full key."""
-    lines = str(error).splitlines()
+    """OmegaConf's message on one line, with the full key, and for an unknown one the right one."""
+    line = str(error).splitlines()[0]
     key = getattr(error, "full_key", None)
-    return f"{key}: {lines[0]}" if key else lines[0]
+    if "is not a subclass" in line:
+        return "a group of settings cannot be set to one value; set those in it"
+    if not key:
+        return line
+    if isinstance(error, ConfigKeyError):
+        return f"{key}: no such setting; {_nearest(key)}"
+    if isinstance(error, ValidationError) and "'None'" in line:
+        return f"{key}: no value is given"
+    return f"{key}: {line}"
+
+
+def _nearest(key: str) -> str:
+    """What an unknown key may have meant: the same name elsewhere, or one that is spelt alike; else what there is."""
+    known = [name for name in _flat(asdict(_example())) if name]
+    last = key.rpartition(".")[2]
+    same = [name for name in known if name.rpartition(".")[2] == last or f".{last}." in f".{name}."]
+    alike = difflib.get_close_matches(key, known, 3, 0.8)
+    parts = {part for name in known for part in name.split(".")}
+    for part in difflib.get_close_matches(last, parts, 1, 0.7):
+        alike += [name for name in known if part in name.split(".")]
+    group = key.rpartition(".")[0]
+    nearest_first = sorted(same or alike, key=lambda name: not name.startswith(f"{group}."))
+    if found := list(dict.fromkeys(nearest_first)):
+        return f"did you mean {' or '.join(found[:3])}?"
+    names = sorted({name.removeprefix(f"{group}.").split(".")[0] for name in known if name.startswith(f"{group}.")})
+    return f"there are {', '.join(names or sorted({name.split('.')[0] for name in known}))}"
+
+
+def _example() -> RunConfig:
+    """A configuration in which every group is there."""
+    return RunConfig(generator_model=ModelConfig(), warmup=WarmupConfig(), train=TrainConfig(lora=LoraConfig()))
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

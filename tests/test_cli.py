@@ -1,6 +1,7 @@
 """The commands as a user meets them: a mistake is one line, exit status 2, and nothing is lost."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,30 @@ def test_a_stage_told_the_wrong_file_says_so(command, option, words, tmp_path):
     assert_one_line(looptool(command, *data, option, "other.jsonl", "--out", "out", cwd=tmp_path), words)
 
 
+def test_an_import_writes_into_a_folder_and_never_over_its_input(tmp_path):
+    (tmp_path / "messages.jsonl").write_text('{"broken": true}\n')
+    arguments = ["import", "messages.jsonl", "--format", "openai", "--out"]
+    assert_one_line(looptool(*arguments, "messages.jsonl", cwd=tmp_path), "messages.jsonl", "name a folder")
+    assert (tmp_path / "messages.jsonl").read_text() == '{"broken": true}\n'
+    assert_one_line(looptool(*arguments, "out", cwd=tmp_path), "no record is of the format openai")
+    assert "broken" in (tmp_path / "out" / "rejected.jsonl").read_text()
+
+
+def test_no_samples_are_told(tmp_path):
+    (tmp_path / "none.jsonl").write_text("")
+    assert_one_line(looptool("probe", "--data", "none.jsonl", "--out", "out", cwd=tmp_path), "holds no samples")
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path):
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", MAIN, "run", "--config", "micro", "run_dir=run"]
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert any(b"eval-0: started" in line for line in running.stdout)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) == 130
+        assert running.stderr.read() == b"looptool: interrupted; give the same command again to continue\n"
+
+
 def test_two_runs_in_one_directory(tmp_path):
     with lock_directory(tmp_path / "run"):
         result = looptool("run", "--config", "micro", f"run_dir={tmp_path}/run", cwd=tmp_path)
@@ -113,7 +138,13 @@ def test_a_model_is_exported(tmp_path):
     result = looptool("export", "--model", "nano/policy", "--out", "model", "--dtype", "bfloat16", cwd=tmp_path)
     assert result.returncode == 0 and result.stdout == "nano/policy  -> model\n" and not result.stderr
     names = {path.name for path in (tmp_path / "model").iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} < names
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    } < names
 
 
 def test_an_export_leaves_accelerators_alone(tmp_path):

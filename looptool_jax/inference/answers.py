@@ -11,6 +11,7 @@ from looptool_jax.inference.batch import Completion, Request, generate
 from looptool_jax.inference.drafts import greedy
 from looptool_jax.inference.lm import LanguageModel
 from looptool_jax.limits import at_least
+from looptool_jax.parallel.processes import stop_if_preempted
 from looptool_jax.toolcall import Message, Sample, Target
 
 if TYPE_CHECKING:
@@ -141,6 +142,32 @@ class Answerer:
         ]
         replies = iter(self._run(runnable, cfg, on_tokens, top_p=top_p, top_k=top_k))
         return [self._reply(next(replies)[0]) if fit else Answer("", [], [], "prompt_too_long") for fit in fits]
+
+    def choose(
+        self, requests: Sequence[ChatRequest], choices: Sequence[str], cfg: AnswerConfig, on_tokens: OnTokens
+    ) -> list[int | None]:
+        """The most probable of the given replies to each request, by its place in `choices`; nothing is generated.
+
+        The model does not think first. What the prompts of requests have in common is computed once. None: the prompt
+        does not fit.
+        """
+        tokenizer = self.lm.tokenizer
+        replies = [[*tokenizer.encode_text(choice), tokenizer.eos_ids[0]] for choice in choices]
+        prompts = [tokenizer.encode_prompt(request.messages, (), False) for request in requests]
+        fitting = [number for number, prompt in enumerate(prompts) if len(prompt) <= cfg.prompt_tokens]
+        families = [[[*prompts[number], *reply] for reply in replies] for number in fitting]
+        starts = [len(prompts[number]) for number in fitting]
+        scorer = self.lm.scorer(longest=cfg.prompt_tokens + max(map(len, replies)), members=len(choices))
+        chosen: list[int | None] = [None] * len(requests)
+        params = self.lm.params
+        for rows in scorer.rows_of(families):
+            stop_if_preempted()
+            scores, _ = scorer(params, rows, families, starts)
+            for family in {family for family, _ in scores}:
+                sums = [float(scores[family, member].logprobs.sum()) for member in range(len(choices))]
+                chosen[fitting[family]] = sums.index(max(sums))
+            on_tokens(0)
+        return chosen
 
     def engine(self, cfg: AnswerConfig, **more: Any) -> DecoderEngine:
         """The engine of these sizes; `more` are further arguments of `DecoderEngine`. Raises EngineError,

@@ -100,7 +100,7 @@ def expand(
     write_jsonl(join(out, "rejected.jsonl"), [row for row in rows if row["tier"]])
     tiers = ("parse", "rules", "judge", "duplicate")
     return {
-        "error_seeds": len(seeds),
+        "seeds": len(seeds),
         "generated": len(rows),
         "accepted": len(accepted),
         "acceptance": round(len(accepted) / max(1, len(rows)), 6),

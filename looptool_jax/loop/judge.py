@@ -18,6 +18,7 @@ from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.probe import Probe
 from looptool_jax.loop.prompts import Variant, VerdictKind, judge_messages, parse_verdict, response_text, written
+from looptool_jax.loop.prompts import Verdict as JudgeVerdict
 from looptool_jax.toolcall import Origin, Parsed, Sample, Target, check_call, match, parse
 
 Verdict = Literal["prediction_wrong", "label_wrong", "both_correct", "both_wrong", "undecided"]
@@ -46,6 +47,8 @@ class JudgeConfig:
         It saves judging, but such a sample keeps a wrong label that the judge might have found. The paper judges all.
     confirm: replace a label only by the answer that the judge gives itself, asked without seeing either (for weak
         judges); any other LABEL_WRONG is undecided. The paper does not.
+    verdicts: "written" takes the verdict at the end of the judge's reply; "scored" the most probable of the four tags
+        as a reply (one pass, nothing is generated), and has an analysis written for error seeds only.
     prompt: "full" for language models, "compact" for nano. chunk: pairs committed at once.
     """
 
@@ -53,12 +56,15 @@ class JudgeConfig:
     order_swap: bool = True
     rules_first: bool = False
     confirm: bool = False
+    verdicts: Literal["written", "scored"] = "written"
     prompt: Variant = "full"
     answers: AnswerConfig = field(default_factory=AnswerConfig)
     chunk: int = 256
 
     def __post_init__(self) -> None:
         at_least("judge.chunk", self.chunk, 1)
+        if self.verdicts not in ("written", "scored"):
+            raise ValueError(f"judge.verdicts: expected written or scored, found {self.verdicts!r}")
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,7 @@ def _judge_chunk(
             requests.append(ChatRequest(f"{sample.id}/1", judge_messages(cfg.prompt, sample, label, answer)))
             if cfg.order_swap:
                 requests.append(ChatRequest(f"{sample.id}/2", judge_messages(cfg.prompt, sample, answer, label)))
-    replies = iter(model.chat(requests, cfg.answers, console.tokens))
+    verdicts = iter(_verdicts(model, requests, cfg, console))
     out = []
     for (sample, row), ask, problem in zip(chunk, asked, problems, strict=True):
         if not ask:
@@ -197,12 +203,48 @@ def _judge_chunk(
         votes: list[Verdict | None] = []
         analysis = ""
         for table in tables:
-            verdict = parse_verdict(next(replies).text)
+            verdict = next(verdicts)
             votes.append(table[verdict.kind] if verdict else None)
             analysis = analysis or (verdict.analysis if verdict else "")
         agreed = combined(votes, replaceable=not problem and target_of(row.answer) is not None)
         out.append(Judgement(sample.id, agreed, "judge", votes, row.answer, analysis))
-    return _confirmed(model, chunk, out, cfg, console) if cfg.confirm else out
+    if cfg.confirm:
+        out = _confirmed(model, chunk, out, cfg, console)
+    return _analysed(model, chunk, out, cfg, console) if cfg.verdicts == "scored" else out
+
+
+def _verdicts(
+    model: Answerer, requests: Sequence[ChatRequest], cfg: JudgeConfig, console: Console
+) -> list[JudgeVerdict | None]:
+    if cfg.verdicts == "written":
+        return [parse_verdict(reply.text) for reply in model.chat(requests, cfg.answers, console.tokens)]
+    kinds = list(VerdictKind)
+    chosen = model.choose(requests, [str(kind) for kind in kinds], cfg.answers, console.tokens)
+    return [None if number is None else JudgeVerdict(kinds[number], "") for number in chosen]
+
+
+def _analysed(
+    model: Answerer,
+    chunk: Sequence[tuple[Sample, Probe]],
+    judgements: list[Judgement],
+    cfg: JudgeConfig,
+    console: Console,
+) -> list[Judgement]:
+    """The judgements, with the judge's words on the wrong response of every error seed that it decided."""
+    errors = [
+        i for i, row in enumerate(judgements)
+        if row.decided_by == "judge" and row.verdict in ("prediction_wrong", "label_wrong")
+    ]  # fmt: skip
+    requests = []
+    for i in errors:
+        sample, row = chunk[i]
+        messages = judge_messages(cfg.prompt, sample, written(sample.target), row.answer)
+        requests.append(ChatRequest(f"{sample.id}/analysis", messages))
+    replies = model.chat(requests, cfg.answers, console.tokens)
+    for i, reply in zip(errors, replies, strict=True):
+        verdict = parse_verdict(reply.text)
+        judgements[i] = replace(judgements[i], analysis=verdict.analysis if verdict else "")
+    return judgements
 
 
 def _confirmed(

@@ -98,6 +98,9 @@ def build_tokenizer(texts: Iterable[str], out_dir: str | Path, vocab_size: int =
     out.mkdir(parents=True, exist_ok=True)
     write_text(str(out / "tokenizer.json"), tokenizer.to_str(pretty=False))
     write_text(str(out / "tokenizer_config.json"), json.dumps(_config(), indent=1, ensure_ascii=False) + "\n")
+    ends = [tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
+    generation = {"eos_token_id": ends, "pad_token_id": ends[1]}
+    write_text(str(out / "generation_config.json"), json.dumps(generation, indent=1) + "\n")
 
 
 def _config() -> dict[str, object]:

@@ -84,12 +84,16 @@ def main(cfg: RunConfig, topology: str | None = None, family: str | None = None)
     reports = preflight(cfg, devices)
     print(f"{slice_ or f'{len(devices)} x {devices[0].device_kind}'}: GiB on one device")
     print(_line(COLUMNS))
-    fits = True
+    fits, all_reports = True, []
     for phase, report in reports:
+        all_reports.append(report)
         print(_line(cells(report)), flush=True)
         if not report.fits:
             fits = False
             print(f"    {phase.name}: {advise(cfg, devices, phase, report)}", flush=True)
+    largest = max(all_reports, key=lambda report: report.total)
+    of = f" of {gib(largest.limit)}" if largest.limit else ""
+    print(f"{'everything fits' if fits else 'does not fit'}; largest is {largest.phase} with {gib(largest.total)}{of}")
     return fits
 
 

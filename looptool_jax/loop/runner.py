@@ -75,7 +75,9 @@ class Runner:
             self.ledger = Ledger(self.path("ledger.jsonl"))
             processes.by_first(manifest.check)
             stages = self.stages()
-            if not all(manifest.done(stage.name) for stage in stages):
+            if all(manifest.done(stage.name) for stage in stages):
+                self.console.say("everything is done already")
+            else:
                 self._check_models()
             for stage in stages:
                 if manifest.done(stage.name):
@@ -87,7 +89,7 @@ class Runner:
                 self.ledger.record(stage.name, self.console.seconds, self.console.token_count)
                 processes.by_first(partial(manifest.commit, stage.name, stage.inputs, stage.outputs, metrics))
                 self._clean(stage)
-                self.console.say(f"{stage.name}: {self.console.seconds:.1f} s  {headline(metrics)}")
+                self.console.say(f"{stage.name}: {self.console.seconds:.1f} s  {headline(metrics)}".rstrip())
                 processes.stop_if_preempted()
             return Manifest(self.cfg.run_dir)
 

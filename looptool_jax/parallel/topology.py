@@ -93,7 +93,10 @@ class Slice:
                 raise TopologyError(
                     "compiling for a TPU needs libtpu, which is not installed: pip install 'looptool-jax[tpu]'"
                 ) from None
-            raise TopologyError(f"{self.family.name}:{shape}: {str(error).splitlines()[0]}") from None
+            usual = ", ".join("x".join(map(str, each.shape)) for each in slices(self.family.name))
+            raise TopologyError(
+                f"{self.family.name}:{shape}: the compiler knows no such shape; the usual ones are {usual}"
+            ) from None
         return description.devices
 
 

@@ -136,7 +136,7 @@ def _expansion(stages: dict[str, Any]) -> Table:
         valid = scores.get(round_, {}).get("expansion", {}).get("valid")
         rejected = [str(m[f"rejected_{tier}"]) for tier in ("parse", "rules", "judge", "duplicate")]
         rows.append([
-            str(round_), str(m["error_seeds"]), str(m["generated"]), str(m["accepted"]), percent(m["acceptance"]),
+            str(round_), str(m["seeds"]), str(m["generated"]), str(m["accepted"]), percent(m["acceptance"]),
             *rejected, percent(valid),
         ])  # fmt: skip
     columns = [

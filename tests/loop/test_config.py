@@ -28,8 +28,16 @@ def test_overrides_reach_nested_keys_and_keep_types():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.bach=4", "Did you mean: 'batch'"),
-        ("trian.batch=4", "Did you mean: 'train'"),
+        ("train.bach=4", "train.bach: no such setting; did you mean train.batch"),
+        ("trian.batch=4", "did you mean train.batch"),
+        ("train.learning_rate=1", "did you mean train.optimizer.learning_rate"),
+        ("lerning_rate=1", "train.optimizer.learning_rate"),
+        ("optimizer.learning_rate=1e-3", "train.optimizer.learning_rate"),
+        ("train.lora.rnk=3", "did you mean train.lora.rank?"),
+        ("judge.zzz=3", "there are answers, chunk, confirm"),
+        ("policy.format=", "policy.format: no value is given"),
+        ("train.optimizer=3", "train.optimizer=3: a group of settings cannot be set to one value"),
+        ("train.lora={rank: 4", "did not find expected ',' or '}'"),
         ("train.batch=many", "train.batch"),
         ("judge.prompt=short", "compact"),
         ("compose.high_ppl=best", "compose.high_ppl"),

@@ -58,7 +58,7 @@ def run_dir(tmp_path):
     for name, right in (("eval-0", 0.25), ("round-1/eval", 0.75)):
         by_category = {ATTACK: {"items": 4, "accuracy": right}}
         manifest.commit(name, (), (), {"accuracy": right, "items": 4, "interval95": 0.1, "by_category": by_category})
-    counts = dict.fromkeys(("error_seeds", "generated", "accepted", "acceptance"), 1)
+    counts = dict.fromkeys(("seeds", "generated", "accepted", "acceptance"), 1)
     rejected = dict.fromkeys((f"rejected_{tier}" for tier in ("parse", "rules", "judge", "duplicate")), 0)
     training = {
         "steps": 2,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from looptool_jax.data.files import DataError, PathLike, join
+from looptool_jax.data.files import DataError, PathLike, is_file, join
 from looptool_jax.data.importers import looptool, openai, seal_tools, sharegpt, toolrl
 from looptool_jax.data.importers.common import Reject, Source, printable
 from looptool_jax.data.importers.rows import Row, read_rows
@@ -85,7 +85,12 @@ def import_file(path: PathLike, format: str, *, tools: PathLike | None = None) -
 
 
 def write_import(result: ImportResult, out_dir: PathLike, shard_size: int = 4096) -> list[Shard]:
-    """Write the samples as a shard set and the rest as `rejected.jsonl`, print the counts, return the files."""
+    """Write the samples as a shard set and the rest as `rejected.jsonl`, print the counts, return the files.
+
+    Raises DataError: `out_dir` is no folder, or a file cannot be written.
+    """
+    if str(out_dir).endswith(".jsonl") or is_file(out_dir):
+        raise DataError(f"{out_dir}: the results of an import are several files; name a folder")
     shards = write_samples(out_dir, result.samples, shard_size)
     file = join(out_dir, REJECTED_NAME)
     digest = write_jsonl(file, (rejection.to_json() for rejection in result.rejected))
