@@ -30,7 +30,7 @@ def model():
 
 
 def probe(sample, answer):
-    return Probe(sample.id, answer, False, "", 1.0, 1, "stop")
+    return Probe(sample.id, answer, False, "", 1.0, [1], "stop")
 
 
 def test_only_the_judges_own_answer_replaces_a_label(model):

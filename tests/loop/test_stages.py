@@ -30,7 +30,7 @@ def answer(to: str) -> str:
 
 
 def probed(name: str, text: str, correct: bool = False, finish: str = "stop") -> Probe:
-    return Probe(name, text, correct, "", 1.0, 3, finish)
+    return Probe(name, text, correct, "", 1.0, [7, 8, 9], finish)
 
 
 class Scripted:
@@ -44,7 +44,10 @@ class Scripted:
         self.sampling = sampling
         return [Answer(self.say(request.messages[-1].content), [], [], "stop") for request in requests]
 
-    def greedy(self, samples, cfg, on_tokens):
+    def draft(self, target):
+        return []
+
+    def greedy(self, samples, cfg, on_tokens, drafts):
         return [Answer(self.text, [], [], "stop") for _ in samples]
 
     def prompt_length(self, sample):
