@@ -120,7 +120,8 @@ def test_no_samples_are_told(tmp_path):
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", MAIN, "run", "--config", "micro", "run_dir=run"]
+    listening = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {MAIN}"  # pytest may not
+    command = [sys.executable, "-c", listening, "run", "--config", "micro", "run_dir=run"]
     with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         assert any(b"eval-0: started" in line for line in running.stdout)
         running.send_signal(signal.SIGINT)

@@ -61,6 +61,7 @@ class Scorer:
         attention: decoder.Attention = "xla",
     ) -> None:
         self.cfg, self.mesh, self.dtype, self.attention = cfg, mesh, jnp.dtype(dtype), attention
+        self.share = attention == "xla"
         self.longest, self.time = longest, max(2, members) * longest
         self.rows = rules.batch_shards(mesh)
         rows, replicated = rules.batch_sharding(mesh, 1), rules.replicated(mesh)
@@ -71,7 +72,7 @@ class Scorer:
 
     def rows_of(self, families: Sequence[Sequence[Sequence[int]]]) -> list[list[PrefixRow]]:
         """The sequences in rows, as many at a time as the mesh has batch shards."""
-        rows = prefix_rows(families, self.time, share=self.attention == "xla")
+        rows = prefix_rows(families, self.time, share=self.share)
         return [rows[start : start + self.rows] for start in range(0, len(rows), self.rows)]
 
     def __call__(

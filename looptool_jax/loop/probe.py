@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from looptool_jax.data.store import join, write_jsonl
@@ -89,7 +90,9 @@ def probe(
         return rows
 
     console.expect(len(samples))
-    rows = process_in_chunks(samples, cfg.chunk, join(out, "progress.jsonl"), work)
+    order = sorted(range(len(samples)), key=lambda i: samples[i].id)  # samples of one dialogue come together
+    done = process_in_chunks([samples[i] for i in order], cfg.chunk, join(out, "progress.jsonl"), work)
+    rows = [row for _, row in sorted(zip(order, done, strict=True), key=itemgetter(0))]
     write_jsonl(join(out, "probes.jsonl"), rows)
     correct = [row for row in rows if row["correct"]]
     return {

@@ -53,20 +53,23 @@ def test_log_probs_are_raw_whatever_the_draw():
 def test_temperature_zero_is_the_arg_max_beside_sampled_rows():
     keys = jax.random.bits(jax.random.key(0), (200, 2), jnp.uint32)
     temperature = jnp.tile(jnp.array([0.0, 1.0]), 100)
-    tokens, _ = draw(jnp.tile(LOGITS, (200, 1)), keys, jnp.zeros(200, jnp.int32), temperature)
+    tokens, _, lead = draw(jnp.tile(LOGITS, (200, 1)), keys, jnp.zeros(200, jnp.int32), temperature)
     assert set(np.asarray(tokens[::2]).tolist()) == {0}
     assert len(set(np.asarray(tokens[1::2]).tolist())) > 3
+    first, second = np.sort(LOGITS)[[-1, -2]]
+    np.testing.assert_allclose(lead, first - second, rtol=1e-6)
 
 
 def test_a_row_draws_the_same_in_any_place_and_company():
     logits = jax.random.normal(jax.random.key(1), (12, 40))
     keys = jax.random.bits(jax.random.key(2), (12, 2), jnp.uint32)
     index, temperature = jnp.arange(12), jnp.linspace(0.0, 2.0, 12)
-    tokens, logprobs = draw(logits, keys, index, temperature)
+    tokens, logprobs, lead = draw(logits, keys, index, temperature)
     order = jnp.array([5, 11, 0, 7])
     picked = draw(logits[order], keys[order], index[order], temperature[order])
     np.testing.assert_array_equal(picked[0], tokens[order])
     np.testing.assert_array_equal(picked[1], logprobs[order])
+    np.testing.assert_array_equal(picked[2], lead[order])
 
 
 def test_row_keys_fold_the_group_index_into_the_request_key():
