@@ -54,10 +54,11 @@ def main() -> None:
     longest = max(map(len, prompts))
     assert longest <= SIZES.prompt_tokens, f"a prompt has {longest} tokens"
     greedy = policy.greedy(samples, SIZES, ignore)  # also compiles
-    tokens, in_rows = sum(map(len, prompts)), sum(len(row.tokens) for row in prefix_rows([[p] for p in prompts], 10**6))
+    [row] = prefix_rows([[prompt] for prompt in prompts], 10**7)
     print(
-        f"{len(samples)} samples of {args.dialogues} dialogues, prompts of {min(map(len, prompts))} to {longest} tokens, "
-        f"{tokens} in all, {in_rows} where common beginnings stand once; {sum(len(a.tokens) for a in greedy)} answer tokens\n"
+        f"{len(samples)} samples of {args.dialogues} dialogues, prompts of {min(map(len, prompts))} to {longest}, "
+        f"{sum(map(len, prompts))} tokens in all, {len(row.tokens)} where common beginnings stand once; "
+        f"{sum(len(answer.tokens) for answer in greedy)} tokens of answers\n"
     )
     arms: dict[str, Callable[[], list[Answer]]] = {"step by step": lambda: policy.greedy(samples, SIZES, ignore)}
     for share in (mastered_drafts(greedy, per_cent) for per_cent in args.mastered):
@@ -67,7 +68,7 @@ def main() -> None:
             arms[f"{name}, nothing shared"] = lambda drafts=share[1]: drafted(policy, samples, drafts, share=False)
     seconds: dict[str, list[float]] = {name: [] for name in [*arms, "transformers.generate"]}
     same: dict[str, str] = {}
-    near: dict[str, str] = {name: "" for name in seconds}
+    near: dict[str, str] = dict.fromkeys(seconds, "")
     for name, run in arms.items():  # compiles, and checks
         answers = run()
         equal = sum(a.tokens == b.tokens for a, b in zip(answers, greedy, strict=True))
@@ -107,7 +108,7 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def dialogue(number: int, turns: int) -> list[Sample]:
-    """A sample for each turn of a conversation: a user's request, the right call, the tool's reply, the next request."""
+    """A sample for each turn: a user's request, the right call, the tool's reply, the next request."""
     steps = generate("heldout", turns, 1000 + number, ["single"])
     tools = tuple({tool.name: tool for step in steps for tool in step.tools}.values())
     history: list[Message] = []

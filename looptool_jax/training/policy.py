@@ -34,7 +34,6 @@ from looptool_jax.training.rows import Group, Update, fixed_rows, packed_rows
 if TYPE_CHECKING:
     from looptool_jax.inference.lm import LanguageModel
 
-SMALLEST_BUCKET = 32
 COUNTS = ("tokens", "prompt_tokens")  # metrics that add up over the optimiser steps of a batch
 
 
@@ -141,9 +140,7 @@ class PolicyTrainer:
         shards = rules.batch_shards(self.lm.mesh)
         if self.lm.attention == "xla":
             return packed_rows(groups, self.micro_tokens, shards)
-        prompt = _bucket(max(len(group.prompt) for group in groups), self.longest[0])
-        answer = _bucket(max(len(answer) for group in groups for answer in group.answers), self.longest[1])
-        return fixed_rows(groups, GroupLayout(prompt, answer), self.micro_tokens, shards)
+        return fixed_rows(groups, GroupLayout(*self.longest), self.micro_tokens, shards)
 
     def save(self, step: int) -> None:
         """Checkpoint after `step` batches; earlier ones are removed."""
@@ -193,8 +190,3 @@ def _adapters(lm: LanguageModel, lora: LoraConfig, key: PRNGKeyArray | None, pla
         return jax.jit(partial(init_adapters, lm.cfg, lora), out_shardings=placed)(key)
     adapters, _ = lm.adapters
     return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), jax.device_put(adapters, placed))
-
-
-def _bucket(length: int, longest: int) -> int:
-    """The next power of two, so that few shapes are compiled, or the limit."""
-    return min(longest, max(SMALLEST_BUCKET, 1 << (length - 1).bit_length()))

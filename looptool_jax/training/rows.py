@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 
 from looptool_jax.models.decoder import GroupLayout
 
+SMALLEST_BUCKET = 32
 PIECES = 8  # the place for answer tokens grows by such a part of a row, so that few shapes are compiled
 
 AnyArray = Any  # a jax.Array or a NumPy array
@@ -99,17 +100,29 @@ def packed_rows(groups: Sequence[Group], micro_tokens: int, shards: int) -> Upda
     return _update(groups, [_row(row, micro_tokens, room, None) for row in rows], shards, None)
 
 
-def fixed_rows(groups: Sequence[Group], layout: GroupLayout, micro_tokens: int, shards: int) -> Update:
-    """One group a row at fixed places; a micro-batch has, for each shard, the rows that `micro_tokens` hold, or one.
+def fixed_rows(groups: Sequence[Group], longest: GroupLayout, micro_tokens: int, shards: int) -> Update:
+    """One group a row, at fixed places: prompt and answers are padded to powers of two, or to what is `longest`.
 
-    Raises ValueError where a prompt or an answer does not fit. All groups have equally many answers.
+    Groups of one layout come together. A micro-batch has, for each shard, the rows that `micro_tokens` hold, or one.
+
+    Raises ValueError where a prompt or an answer is longer than the longest. All groups have equally many answers.
     """
-    size = len(groups[0].answers)
-    time = layout.prompt + size * layout.answer
-    each = shards * max(1, micro_tokens // time)
-    rows = [[group] for group in groups]
-    rows += [[]] * (-len(rows) % each)
-    return _update(groups, [_row(row, time, size * layout.answer, layout) for row in rows], each, layout)
+    by_layout: dict[GroupLayout, list[Group]] = {}
+    for group in groups:
+        layout = GroupLayout(
+            _bucket(len(group.prompt), longest.prompt), _bucket(max(map(len, group.answers)), longest.answer)
+        )
+        by_layout.setdefault(layout, []).append(group)
+    micro_batches = []
+    for layout, members in sorted(by_layout.items()):
+        answers = len(members[0].answers) * layout.answer
+        time = layout.prompt + answers
+        each = shards * max(1, micro_tokens // time)
+        rows = [[group] for group in members]
+        rows += [[]] * (-len(rows) % each)
+        made = _update(groups, [_row(row, time, answers, layout) for row in rows], each, layout)
+        micro_batches += made.micro_batches
+    return _update(groups, [], shards, None)._replace(micro_batches=micro_batches)
 
 
 def abstract_rows(rows: int, time: int, answer_tokens: int, layout: GroupLayout | None, old: bool) -> MicroBatch:
@@ -119,6 +132,13 @@ def abstract_rows(rows: int, time: int, answer_tokens: int, layout: GroupLayout 
     return MicroBatch(
         ids, ids, ids, learnt, learnt, learnt, numbers, numbers, numbers, numbers if old else None, layout
     )
+
+
+def _bucket(length: int, longest: int) -> int:
+    """The next power of two, so that few shapes are compiled, or the limit."""
+    if length > longest:
+        raise ValueError(f"a prompt or an answer of {length} tokens is longer than {longest}")
+    return min(longest, max(SMALLEST_BUCKET, 1 << (length - 1).bit_length()))
 
 
 def _length(part: Group) -> int:
@@ -163,8 +183,6 @@ def _row(groups: Sequence[Group], time: int, answer_tokens: int, layout: GroupLa
         last, start = start + prompt - 1, start + (layout.prompt if layout else prompt)
         for answer, advantage in zip(group.answers, group.advantages, strict=True):
             size = len(answer)
-            if layout and (prompt > layout.prompt or size > layout.answer):
-                raise ValueError(f"a prompt of {prompt} and an answer of {size} tokens do not fit {layout}")
             _write(row, start, answer, prompt, start + size)
             learnt = slice(filled, filled + size)
             row.sources[learnt] = [last, *range(start, start + size - 1)][:size]

@@ -20,7 +20,7 @@ from looptool_jax.training import checkpoint
 from looptool_jax.training.checkpoint import logical_hash
 from looptool_jax.training.grpo import GrpoConfig, answer_logprobs
 from looptool_jax.training.optimizer import OptimizerConfig
-from looptool_jax.training.policy import PolicyTrainer, _bucket
+from looptool_jax.training.policy import PolicyTrainer
 from looptool_jax.training.rows import Group, packed_rows
 
 CFG = DecoderConfig("qwen3", 64, 16, 32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4)
@@ -213,8 +213,3 @@ def test_int8_weights_are_not_trained(trainer_of):
     _, lm = trainer_of(1e-3)
     with pytest.raises(ModelError, match=r"policy.dtype: int8 weights cannot be trained; set train.lora"):
         PolicyTrainer(replace(lm, int8=True), OptimizerConfig(), GRPO, "", (40, 40), 1.0)
-
-
-def test_batches_are_padded_to_a_few_lengths():
-    assert [_bucket(length, 100) for length in (1, 32, 33, 64, 65, 100)] == [32, 32, 64, 64, 100, 100]
-    assert _bucket(5, 20) == 20

@@ -35,12 +35,20 @@ def test_at_fixed_places():
     assert first.positions.tolist() == [[0, 1, 0, 2, 3, 0, 2, 0, 0]]
     assert first.ends.tolist() == [[9, 9, 0, 5, 5, 0, 7, 0, 0]]
     assert second.sources.tolist() == [[0, 0, 6, 7, 0, 0]] and second.targets.tolist() == [[4, 9, 8, 9, 0, 0]]
-    assert first.layout == GroupLayout(3, 3)
+    assert first.layout == GroupLayout(3, 3) and (update.answer_tokens, update.prompt_tokens) == (7, 3)
     [both] = fixed_rows(TWO, GroupLayout(3, 3), micro_tokens=18, shards=1).micro_batches
     assert both.tokens.shape == (2, 9)
     for layout in (GroupLayout(1, 3), GroupLayout(2, 2)):
-        with pytest.raises(ValueError, match="do not fit"):
+        with pytest.raises(ValueError, match="tokens is longer than"):
             fixed_rows(TWO, layout, 18, 1)
+
+
+def test_fixed_places_are_few_and_short_ones_are_not_padded_to_the_longest():
+    groups = [Group([1] * prompt, [[2] * answer] * 4, [0.0] * 4) for prompt in (5, 40, 300) for answer in (3, 33, 90)]
+    update = fixed_rows(groups, GroupLayout(500, 100), 1, 1)
+    layouts = {micro.layout for micro in update.micro_batches}
+    assert layouts == {GroupLayout(p, a) for p in (32, 64, 500) for a in (32, 64, 100)}
+    assert sum(micro.token_shares.sum() for micro in update.micro_batches) == pytest.approx(1, rel=1e-5)
 
 
 def test_a_prompt_that_fits_no_row_is_an_error():
