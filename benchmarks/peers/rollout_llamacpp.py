@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,8 +30,9 @@ def main() -> None:
         port = free.getsockname()[1]
     command = [
         str(get_binary_path()), "--model", problem["gguf"], "--host", "127.0.0.1", "--port", str(port),
-        "--parallel", str(group), "--ctx-size", str(group * length), "--threads", str(os.cpu_count()), "--no-webui",
+        "--parallel", str(group), "--ctx-size", str(group * length), "--threads", str(os.cpu_count()), "--no-ui",
     ]  # fmt: skip
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server ends with this process
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait(port)

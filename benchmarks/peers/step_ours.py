@@ -12,19 +12,20 @@ from meter import Meter
 from looptool_jax.models import decoder, hf
 from looptool_jax.models.config import DecoderConfig
 from looptool_jax.parallel.mesh import MeshConfig, make_mesh
-from looptool_jax.training.grpo import GrpoConfig, make_batch, make_grpo_step
+from looptool_jax.training.grpo import GrpoConfig, make_grpo_step
 from looptool_jax.training.optimizer import OptimizerConfig, init_state, lay_out, make_optimizer
+from looptool_jax.training.rows import Group, packed_rows
 
 
 def main() -> None:
     folder, variant, repeats = sys.argv[1], sys.argv[2], int(sys.argv[3])
     problem = np.load(f"{folder}/problem.npz")
     prompt, answers, advantages = (problem[name].tolist() for name in ("prompt", "answers", "advantages"))
-    step, state, batch = build(f"{folder}/model", variant, prompt, answers, advantages)
+    step, state, update = build(f"{folder}/model", variant, prompt, answers, advantages)
     meter = Meter()
     for number in range(repeats + 1):
         meter.start()
-        state, metrics = jax.block_until_ready(step(state, batch))
+        state, metrics = jax.block_until_ready(step(state, update))
         meter.stop()
         if number == 0:
             found = {"loss": float(metrics["loss"]), "grad_norm": float(metrics["grad_norm"])}
@@ -35,21 +36,19 @@ def main() -> None:
 
 
 def build(model, variant, prompt, answers, advantages):
-    """The compiled step, its state and its batch."""
+    """The compiled step, its state and the rows of the update."""
     cfg, mesh = DecoderConfig.from_pretrained(model), make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = make_optimizer(OptimizerConfig())
     shardings, _ = lay_out(optimizer, decoder.abstract_params(cfg), decoder.logical_axes(cfg), mesh)
     params = hf.load_params(model, cfg, np.float32, shardings.params)
     state = init_state(optimizer, params, shardings, copy=False)
-    sizes = {"prompt_len": len(prompt), "answer_len": len(answers[0]), "pad_id": 0}
     if variant == "shared":
-        grpo = GrpoConfig(compute_dtype="float32")
-        batch = make_batch([prompt], [answers], np.array([advantages]), **sizes)
+        update = packed_rows([Group(prompt, answers, advantages)], len(prompt) + sum(map(len, answers)), 1)
     else:  # every answer is the group of a prompt of its own; one at a time, as memory wants it
-        grpo = GrpoConfig(compute_dtype="float32", micro_batches=len(answers))
-        groups = [[answer] for answer in answers]
-        batch = make_batch([prompt] * len(answers), groups, np.array(advantages)[:, None], **sizes)
-    return make_grpo_step(cfg, grpo, optimizer, mesh, shardings), state, batch
+        groups = [Group(prompt, [answer], [advantage]) for answer, advantage in zip(answers, advantages, strict=True)]
+        update = packed_rows(groups, len(prompt) + len(answers[0]), 1)
+    grpo = GrpoConfig(compute_dtype="float32")
+    return make_grpo_step(cfg, grpo, optimizer, mesh, shardings), state, update
 
 
 if __name__ == "__main__":
