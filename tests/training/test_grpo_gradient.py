@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig
+from looptool_jax.models.lora import LoraConfig, init_adapters
 from looptool_jax.parallel.mesh import MeshConfig, make_mesh
 from looptool_jax.parallel.rules import batch_shards, param_shardings
 from looptool_jax.training.grpo import (
@@ -23,8 +24,9 @@ from looptool_jax.training.grpo import (
     make_grpo_step,
     make_logprob_step,
     policy_loss,
+    trained_params,
 )
-from looptool_jax.training.optimizer import OptimizerConfig, init_state, make_optimizer, state_shardings
+from looptool_jax.training.optimizer import OptimizerConfig, init_state, lay_out, make_optimizer, state_shardings
 from looptool_jax.training.rows import Group, Update, packed_rows
 
 torch = pytest.importorskip("torch")
@@ -298,6 +300,32 @@ def test_group_of_one_with_every_option(params):
     metrics, found = step_gradients(params, grpo, batch)
     assert relative_error(found, expected) < 1e-5
     assert metrics["loss"] == pytest.approx(loss, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=3, alpha=6.0)], ids=["full", "lora"])
+@pytest.mark.parametrize("group", [1, 5, 16])
+def test_shared_prompts_equal_repeated_ones(params, group, lora):
+    """The same answers, as groups and each with a prompt of its own: ragged lengths, old log-probs far off."""
+    case = with_old_logprobs(params, random_batch(group, 4, group, 9, 6), group, spread=1.0)
+    alone = Case(
+        np.repeat(case.prompts, group, axis=0), np.repeat(case.prompt_lengths, group),
+        *(x.reshape(-1, 1, *x.shape[2:]) for x in case[2:]),
+    )  # fmt: skip
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    shapes, axes = trained_params(CFG, lora)
+    shardings, _ = lay_out(RECORD, shapes, axes, mesh)
+    step = make_grpo_step(CFG, GrpoConfig(compute_dtype="float32"), RECORD, mesh, shardings, lora=lora)
+    trained, frozen = (params, ()) if lora is None else (init_adapters(CFG, lora, jax.random.key(1)), (params,))
+    if lora is not None:  # fresh adapters have b = 0, and with it no gradient in a
+        trained = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), trained)
+    found = [
+        step(init_state(RECORD, trained, shardings), rows_of(each, tokens)[0], *frozen)
+        for each, tokens in ((case, 128), (alone, 64))
+    ]
+    (shared, metrics), (repeated, others) = found
+    assert relative_error(shared.opt_state[0].trace, repeated.opt_state[0].trace) < 1e-5
+    assert float(metrics["loss"]) == pytest.approx(float(others["loss"]), rel=1e-5, abs=1e-6)
+    assert metrics["tokens"] == others["tokens"] and metrics["prompt_tokens"] * group == others["prompt_tokens"]
 
 
 @pytest.mark.parametrize("mesh_cfg", [MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
