@@ -96,8 +96,9 @@ class Scorer:
                 where[family, member] = (i, scored)
                 filled = scored.stop
             count = max(count, filled)
+        inputs = jax.device_put((tokens, positions, ends, places, targets), rules.batch_sharding(self.mesh, 1))
         with jax.set_mesh(self.mesh):
-            computed, scores = self._score(params, tokens, positions, ends, places, targets, count)
+            computed, scores = self._score(params, *inputs, count)
         best, lead, logprobs = jax.device_get(scores)
         return {key: Scores(best[at], lead[at], logprobs[at]) for key, at in where.items()}, computed
 

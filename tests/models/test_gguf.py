@@ -109,7 +109,7 @@ def tiny(make_hf_model):
 def run(params, cfg, tokens):
     ids = jnp.asarray(tokens)
     hidden, _ = jax.jit(forward, static_argnums=1)(
-        params, cfg, ids, jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape), jnp.ones_like(ids)
+        params, cfg, ids, jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape), jnp.full_like(ids, ids.shape[1])
     )
     return np.asarray(logits(params, cfg, hidden))
 

@@ -55,9 +55,7 @@ def test_transformers_reads_our_folders_and_our_shards(tmp_path, monkeypatch, to
         assert (folder / "model.safetensors.index.json").exists() == (limit == 20_000)
         model, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
         assert not any(report.values()), report
-        hidden, _ = jax.jit(forward, static_argnums=1)(
-            params, cfg, jnp.asarray(tokens), rows, jnp.ones((2, 16), jnp.int32)
-        )
+        hidden, _ = jax.jit(forward, static_argnums=1)(params, cfg, jnp.asarray(tokens), rows, jnp.full((2, 16), 16))
         expected = torch_logits(model.float(), tokens)
         assert np.abs(np.asarray(logits(params, cfg, hidden)) - expected).max() <= 1e-4 * np.abs(expected).max()
         assert_same(hf.load_params(folder, cfg), params)

@@ -68,7 +68,12 @@ def test_an_object_store(bucket, nano, tmp_path, monkeypatch):
     assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} < set(names) and len(names) > 5
     lm = load_language_model(ModelConfig(f"{bucket}/judge", "qwen3", "float32"), make_mesh(MeshConfig()))
     assert_same(lm.params, params)
-    assert sorted(os.listdir(lm.folder)) == ["config.json", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(os.listdir(lm.folder)) == [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     hf.save_pretrained(params, cfg, f"{bucket}/judge", lm.folder)
     with pytest.raises(ModelError, match=r"/nothing has no config\.json"):
         model_folder(f"{bucket}/nothing")
@@ -144,7 +149,13 @@ def test_the_hub(hub, tmp_path):
     folder, weights = from_hub(tmp_path, HF_ENDPOINT=address).split()
     assert folder == weights
     names = sorted(os.listdir(folder))
-    assert names == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert names == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     assert all((Path(folder) / name).read_bytes() == (Path(NANO) / name).read_bytes() for name in names)
     assert not any("README" in path or "original" in path for path in asked)
     asked.clear()
