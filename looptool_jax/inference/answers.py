@@ -80,7 +80,10 @@ class Answerer:
         return len(self.prompt(sample))
 
     def draft(self, target: Target) -> list[int]:
-        """Token ids of a target as an answer, its end token included."""
+        """Token ids of a target as an answer, its end token included; empty where the model thinks first, for then
+        nobody can guess how its answer begins."""
+        if self.thinking:
+            return []
         return [*self.lm.tokenizer.encode_target(target), self.lm.tokenizer.eos_ids[0]]
 
     def greedy(
@@ -99,10 +102,13 @@ class Answerer:
             return []
         requests = [Request(sample.id, self.prompt(sample), (0, 0), 0.0, cfg.answer_tokens) for sample in samples]
         engine, params, progress = self.greedy_engine(cfg), self.lm.params, _increments(on_tokens)
-        if drafts is None:
+        # A last bit can send a token to other experts, and then no bound on the logits holds.
+        unsure = self.lm.cfg.experts is not None and self.lm.dtype != "float32"
+        known = [[guess for guess in guesses if guess] for guesses in drafts or ()]
+        if unsure or not any(known):
             completions = [completion for [completion] in generate(engine, params, requests, progress)]
         else:
-            completions = greedy(engine, self.scorer(cfg), params, requests, drafts, progress)
+            completions = greedy(engine, self.scorer(cfg), params, requests, known, progress)
         return [self._answer(completion) for completion in completions]
 
     def groups(

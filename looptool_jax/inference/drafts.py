@@ -17,16 +17,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
+
 from looptool_jax.inference.batch import Completion, Decoding, Request, check, generate
 from looptool_jax.parallel.processes import stop_if_preempted
 
 if TYPE_CHECKING:
-    from looptool_jax.inference.engine import DecoderEngine, Prefix
-    from looptool_jax.inference.scoring import Scorer, Scores
+    from looptool_jax.inference.engine import DecoderEngine
+    from looptool_jax.inference.scoring import Computed, Scorer, Scores
     from looptool_jax.models.decoder import Params
 
 # Far above what the logits of the two ways were seen to differ by (docs/RESULTS.md).
 NEAR_TIE = {"float32": 2e-3, "bfloat16": 0.5}
+
+
+def near_tie(dtype: str, platform: str) -> float:
+    """The bound for a model's dtype. Accelerators may multiply float32 in fewer bits, so only a CPU gets float32's."""
+    return NEAR_TIE["float32" if dtype == "float32" and platform == "cpu" else "bfloat16"]
 
 
 class _Checked(NamedTuple):
@@ -47,8 +54,8 @@ def greedy(
     drafts: Sequence[Sequence[Sequence[int]]],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
-    """The greedy answer of each request, in their order; `drafts` has any number of guesses for each, their end tokens
-    included. The engine has one answer a slot and room for drafts.
+    """The greedy answer of each request, in their order; `drafts` has up to as many guesses for each as the scorer has
+    members, their end tokens included. The engine has one answer a slot and room for drafts.
 
     on_progress(finished requests, tokens of answers) is called when something has moved.
 
@@ -63,20 +70,24 @@ def greedy(
     ]
     starts = [len(request.tokens) for request in requests]
     params = engine.load_params(params)
-    decoding, near = Decoding(engine, params), NEAR_TIE[engine.dtype.name]
+    decoding = Decoding(engine, params)
+    near = near_tie(engine.dtype.name, engine.mesh.devices.flat[0].platform)
     done: dict[int, Completion] = {}
     begun: dict[int, _Checked] = {}  # what goes on by decoding
     again: set[int] = set()
     drafted = 0
     batches = deque(scorer.rows_of(families))
-    pending: deque[tuple[int, Request, Prefix]] = deque()
+    pending: deque[tuple[int, Request, int, np.ndarray]] = deque()  # with row and path in what was computed last
+    computed: Computed | None = None
     while batches or pending or decoding.busy:
         stop_if_preempted()
         while decoding.free and (pending or batches):
             if pending:
-                decoding.insert(*pending.popleft())
+                assert computed is not None
+                number, rest, row, path = pending.popleft()
+                decoding.insert(number, rest, scorer.branch(params, computed, row, path))
                 continue
-            rows = batches.popleft()
+            rows, computed = batches.popleft(), None  # its memory is for the next
             scores, computed = scorer(params, rows, families, starts)
             for row, number in sorted({(i, family) for i, each in enumerate(rows) for family, _ in each.paths}):
                 request = requests[number]
@@ -95,19 +106,26 @@ def greedy(
                 begun[number] = best
                 path = rows[row].paths[number, best.member][: starts[number] + len(best.tokens)]
                 rest = replace(request, max_new=request.max_new - len(best.tokens))
-                pending.append((number, rest, scorer.branch(params, computed, row, path)))
+                pending.append((number, rest, row, path))
         if decoding.busy:
             decoding.step()
         if on_progress is not None:
-            on_progress(len(done) + len(decoding.finished), drafted + decoding.generated)
+            kept = sum(min(begun[number].lead, end.lead) >= near for number, [end] in decoding.finished.items())
+            on_progress(len(done) + kept, drafted + decoding.generated)
     for number, [end] in decoding.finished.items():
         start, lead = begun[number], min(begun[number].lead, end.lead)
         if lead < near:
             again.add(number)
             continue
         done[number] = _completion(requests[number], start, end.tokens, end.logprobs, lead, engine.eos_ids)
-    stepwise = sorted(again)
-    for number, [whole] in zip(stepwise, generate(engine, params, [requests[i] for i in stepwise]), strict=True):
+    stepwise, finished, counted = sorted(again), len(done), drafted + decoding.generated
+
+    def progress(more: int, tokens: int) -> None:
+        if on_progress is not None:
+            on_progress(finished + more, counted + tokens)
+
+    slowly = generate(engine, params, [requests[i] for i in stepwise], progress)
+    for number, [whole] in zip(stepwise, slowly, strict=True):
         done[number] = replace(whole, near_tie=True)
     return [done[number] for number in range(len(requests))]
 

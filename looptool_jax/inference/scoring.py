@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from looptool_jax.inference.prefix_rows import PrefixRow, prefix_rows
 from looptool_jax.inference.sampling import best_and_lead
 from looptool_jax.models import decoder
-from looptool_jax.models.config import DecoderConfig
+from looptool_jax.models.config import DecoderConfig, ModelError
 from looptool_jax.models.decoder import KV, Params
 from looptool_jax.parallel import rules
 
@@ -60,6 +60,8 @@ class Scorer:
         dtype: Any,
         attention: decoder.Attention = "xla",
     ) -> None:
+        if longest > cfg.max_position_embeddings:
+            raise ModelError(f"{longest} tokens are more than the {cfg.max_position_embeddings} positions of the model")
         self.cfg, self.mesh, self.dtype, self.attention = cfg, mesh, jnp.dtype(dtype), attention
         self.share = attention == "xla"
         self.longest, self.time = longest, max(2, members) * longest
@@ -84,7 +86,11 @@ class Scorer:
     ) -> tuple[dict[tuple[int, int], Scores], Computed]:
         """Scores of the sequences in these rows, by (family, member), from token `starts[family]` (at least 1) on."""
         time = _bucket(max(len(row.tokens) for row in rows), self.time)
-        tokens, positions, ends, places, targets = (np.zeros((self.rows, time), np.int32) for _ in range(5))
+        # Sequences that are equal or end alike add places to score, but no tokens.
+        scored_most = max(sum(len(path) - starts[f] for (f, _), path in row.paths.items()) for row in rows)
+        room = time if scored_most <= time else 1 << (scored_most - 1).bit_length()
+        tokens, positions, ends = (np.zeros((self.rows, time), np.int32) for _ in range(3))
+        places, targets = (np.zeros((self.rows, room), np.int32) for _ in range(2))
         count, where = 0, {}
         for i, row in enumerate(rows):
             size, filled = len(row.tokens), 0

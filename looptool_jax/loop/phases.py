@@ -263,7 +263,7 @@ class _Plan:
 
         drafts: of greedy answers to samples, whether they are drafted; None: of other replies.
         """
-        how = {**more, "greedy": drafts is not None}
+        how = {**more, "drafts": drafts}
         covering = [old_how for old_lm, old_how, old in self.engines if old_lm is lm and _covers(old, sizes)]
         if how in covering:
             return

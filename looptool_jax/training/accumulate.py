@@ -84,11 +84,6 @@ def split_rows(batch: Any, parts: int, mesh: Mesh) -> Any:
     return jax.tree.map(split, batch)
 
 
-def merge_rows(x: jax.Array) -> jax.Array:
-    """The inverse of `split_rows` for one array: [parts, rows / parts, ...] -> [rows, ...]."""
-    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
-
-
 def check_rows(what: str, rows: int, micro_batches: int, mesh: Mesh) -> None:
     """Raises ShardingError where `rows` cannot be cut into equal parts that each fill the mesh's batch axes."""
     shards = batch_shards(mesh)

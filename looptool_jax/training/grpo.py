@@ -44,7 +44,7 @@ class GrpoConfig:
     kl_coefficient: float = 0.0  # of KL(policy || old policy), the k3 estimator
     ratio: Literal["token", "sequence"] = "token"  # "sequence": one ratio per answer, as Eq. 2 is written
     loss_agg: Literal["token-mean", "seq-mean-token-mean"] = "token-mean"
-    micro_tokens: int = 16384  # of a micro-batch on one batch shard; the gradients of all micro-batches are added up
+    micro_tokens: int = 16384  # of a micro-batch on one batch shard (splash: or one whole group)
     logprob_chunk: int = 1024  # answer tokens of a row whose logits exist at once
     remat: bool = False
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the model's passes; parameters keep their own

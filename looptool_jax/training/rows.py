@@ -117,7 +117,8 @@ def fixed_rows(groups: Sequence[Group], longest: GroupLayout, micro_tokens: int,
     for layout, members in sorted(by_layout.items()):
         answers = len(members[0].answers) * layout.answer
         time = layout.prompt + answers
-        each = shards * max(1, micro_tokens // time)
+        needed = -(-len(members) // shards)
+        each = shards * min(max(1, micro_tokens // time), 1 << (needed - 1).bit_length())
         rows = [[group] for group in members]
         rows += [[]] * (-len(rows) % each)
         made = _update(groups, [_row(row, time, answers, layout) for row in rows], each, layout)

@@ -66,7 +66,9 @@ def test_where_two_logits_are_near_it_is_decoded_step_by_step(pair, tiny, corpus
     requests, plain, guesses = (each[:40] for each in corpus)
     near = sorted(completion.lead for completion in plain)[20]
     monkeypatch.setattr(drafts, "NEAR_TIE", {"float32": near})
-    found = drafts.greedy(engine, scorer, tiny.params, requests, guesses)
+    calls = []
+    found = drafts.greedy(engine, scorer, tiny.params, requests, guesses, lambda *numbers: calls.append(numbers))
+    assert calls == sorted(calls) and calls[-1][0] == 40
     assert [completion.near_tie for completion in found] == [completion.lead < near for completion in plain]
     assert sum(completion.near_tie for completion in found) == 20
     assert [completion.tokens for completion in found] == [completion.tokens for completion in plain]
@@ -103,3 +105,17 @@ def test_scores_are_log_probs_of_the_given_tokens(pair, tiny):
         assert found.best.tolist() == table.argmax(-1).tolist()
         two = np.sort(table, axis=-1)[:, -2:]
         np.testing.assert_allclose(found.lead, two[:, 1] - two[:, 0], atol=1e-4)
+
+
+def test_copies_of_a_prompt(pair, tiny):
+    """They take no room in a row, but each has its own scores."""
+    engine, scorer = pair()
+    requests = [Request(str(i), [7, 8, 9], (0, 0), 0.0, ANSWER) for i in range(60)]
+    [[plain]] = generate(engine, tiny.params, requests[:1])
+    found = drafts.greedy(engine, scorer, tiny.params, requests, [[plain.tokens], [[9]]] * 30)
+    assert [completion.tokens for completion in found] == [plain.tokens] * 60
+
+
+def test_accelerators_never_get_the_bound_of_exact_float32():
+    assert drafts.near_tie("float32", "cpu") == drafts.NEAR_TIE["float32"]
+    assert drafts.near_tie("float32", "tpu") == drafts.near_tie("bfloat16", "cpu") == drafts.NEAR_TIE["bfloat16"]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from looptool_jax.data.store import read_jsonl
-from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatRequest
+from looptool_jax.inference.answers import Answer, AnswerConfig, Answerer, ChatRequest
 from looptool_jax.inference.lm import ModelConfig, load_language_model
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.judge import JudgeConfig, judge
@@ -78,7 +78,23 @@ def test_a_prompt_that_does_not_fit_has_no_verdict(model, requests):
     assert chosen[0] is not None and None in chosen
 
 
-def test_only_error_seeds_get_an_analysis(model, tmp_path):
+def test_only_error_seeds_get_an_analysis(model, tmp_path, monkeypatch):
+    asked = []
+
+    def chat(requests, cfg, on_tokens):
+        asked.extend(request.id for request in requests)
+        return [Answer(f"Because.\n{KINDS[0]}", [], [], "stop") for _ in requests]
+
+    def choose(requests, choices, cfg, on_tokens):
+        """Of every two pairs the answer is wrong in one, and both are right in the other."""
+        agreed = [
+            choices.index(str(kind)) for kind in (VerdictKind.RESPONSE2_INCORRECT, VerdictKind.RESPONSE1_INCORRECT)
+        ]
+        both = choices.index(str(VerdictKind.BOTH_CORRECT))
+        return [agreed[i % 2] if i % 4 < 2 else both for i in range(len(requests))]
+
+    monkeypatch.setattr(model, "chat", chat)
+    monkeypatch.setattr(model, "choose", choose)
     wrong = inject(SAMPLES, 1.0, 1)[0]
     probes = [
         Probe(sample.id, written(other.target), False, "", 1.0, [1], "stop")
@@ -88,6 +104,8 @@ def test_only_error_seeds_get_an_analysis(model, tmp_path):
     metrics = judge(model, SAMPLES, probes, 1, cfg, str(tmp_path), Console(quiet=True))
     assert metrics["judged"] == len(SAMPLES) and metrics["unparsed_replies"] == 0
     rows = list(read_jsonl(str(tmp_path / "judgements.jsonl")))
+    errors = [row["id"] for row in rows if row["verdict"] in ("prediction_wrong", "label_wrong")]
+    assert len(errors) == len(SAMPLES) // 2 and asked == [f"{name}/analysis" for name in errors]
+    assert [row["id"] for row in rows if row["analysis"] == "Because."] == errors
     for row in rows:
         assert len(row["votes"]) == 2 and all(row["votes"])
-        assert not row["analysis"] or row["verdict"] in ("prediction_wrong", "label_wrong")
