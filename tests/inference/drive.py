@@ -36,8 +36,12 @@ async def decode(servicer: orchestrator.LLMOrchestrator, prompt: list[int], max_
     return rows
 
 
-async def decode_all(servicer: orchestrator.LLMOrchestrator, requests: list[Request]) -> list[list[list[int]]]:
-    return await asyncio.gather(*(decode(servicer, list(each.tokens), each.max_new) for each in requests))
+async def decode_all(driver: orchestrator.Driver, requests: list[Request]) -> list[list[list[int]]]:
+    """The Driver's threads still close their channels behind the last token, and need the event loop for it."""
+    servicer = orchestrator.LLMOrchestrator(driver)
+    served = await asyncio.gather(*(decode(servicer, list(each.tokens), each.max_new) for each in requests))
+    await asyncio.to_thread(driver.stop)
+    return served
 
 
 def main() -> None:
@@ -51,8 +55,7 @@ def main() -> None:
         Request(str(i), [6 + (7 * i + j) % 42 for j in range(n)], (0, 0), 0.0, 12) for i, n in enumerate(lengths)
     ]
     driver = orchestrator.Driver([engine], [engine], [params], [params], interleaved_mode=True)
-    served = asyncio.run(decode_all(orchestrator.LLMOrchestrator(driver), requests))
-    driver.stop()
+    served = asyncio.run(decode_all(driver, requests))
     for group, completions in zip(served, generate(engine, params, requests), strict=True):
         for row, completion in zip(group, completions, strict=True):
             assert row == [token for token in completion.tokens if token not in EOS], (row, completion)
