@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 OnTokens = Callable[[int], None]
 
 DRAFTS = 2  # most guesses of one answer
+CHOICE_TOKENS = 32  # most of a reply to choose
 NO_ANSWERS: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
@@ -86,6 +87,12 @@ class Answerer:
             return []
         return [*self.lm.tokenizer.encode_target(target), self.lm.tokenizer.eos_ids[0]]
 
+    @property
+    def exact_drafts(self) -> bool:
+        """Whether checking drafts gives the tokens of step-by-step decoding. In a mixture of experts in bfloat16 a last
+        bit can send a token to other experts, and no bound on the logits holds."""
+        return self.lm.cfg.experts is None or self.lm.dtype == "float32"
+
     def greedy(
         self,
         samples: Sequence[Sample],
@@ -102,10 +109,8 @@ class Answerer:
             return []
         requests = [Request(sample.id, self.prompt(sample), (0, 0), 0.0, cfg.answer_tokens) for sample in samples]
         engine, params, progress = self.greedy_engine(cfg), self.lm.params, _increments(on_tokens)
-        # A last bit can send a token to other experts, and then no bound on the logits holds.
-        unsure = self.lm.cfg.experts is not None and self.lm.dtype != "float32"
         known = [[guess for guess in guesses if guess] for guesses in drafts or ()]
-        if unsure or not any(known):
+        if not self.exact_drafts or not any(known):
             completions = [completion for [completion] in generate(engine, params, requests, progress)]
         else:
             completions = greedy(engine, self.scorer(cfg), params, requests, known, progress)
@@ -163,12 +168,14 @@ class Answerer:
         fitting = [number for number, prompt in enumerate(prompts) if len(prompt) <= cfg.prompt_tokens]
         families = [[[*prompts[number], *reply] for reply in replies] for number in fitting]
         starts = [len(prompts[number]) for number in fitting]
-        scorer = self.lm.scorer(longest=cfg.prompt_tokens + max(map(len, replies)), members=len(choices))
+        if (longest := max(map(len, replies))) > CHOICE_TOKENS:
+            raise ValueError(f"a reply to choose has {longest} tokens; the most is {CHOICE_TOKENS}")
+        scorer = self.chooser(cfg, len(choices))
         chosen: list[int | None] = [None] * len(requests)
         params = self.lm.params
         for rows in scorer.rows_of(families):
             stop_if_preempted()
-            scores, _ = scorer(params, rows, families, starts)
+            scores = scorer.scores(params, rows, families, starts)
             for family in {family for family, _ in scores}:
                 sums = [float(scores[family, member].logprobs.sum()) for member in range(len(choices))]
                 chosen[fitting[family]] = sums.index(max(sums))
@@ -190,6 +197,10 @@ class Answerer:
     def scorer(self, cfg: AnswerConfig) -> Scorer:
         """What checks the drafts of `greedy`."""
         return self.lm.scorer(longest=cfg.prompt_tokens + cfg.answer_tokens, members=DRAFTS)
+
+    def chooser(self, cfg: AnswerConfig, choices: int) -> Scorer:
+        """What scores the replies of `choose`."""
+        return self.lm.scorer(longest=cfg.prompt_tokens + CHOICE_TOKENS, members=choices)
 
     def _run(
         self, requests: Sequence[Request], cfg: AnswerConfig, on_tokens: OnTokens, **more: Any

@@ -109,15 +109,16 @@ def greedy(
                 pending.append((number, rest, row, path))
         if decoding.busy:
             decoding.step()
+        for number in list(decoding.finished):
+            [end], start = decoding.finished.pop(number), begun.pop(number)
+            if end.lead < near:
+                again.add(number)
+                continue
+            lead = min(start.lead, end.lead)
+            done[number] = _completion(requests[number], start, end.tokens, end.logprobs, lead, engine.eos_ids)
         if on_progress is not None:
-            kept = sum(min(begun[number].lead, end.lead) >= near for number, [end] in decoding.finished.items())
-            on_progress(len(done) + kept, drafted + decoding.generated)
-    for number, [end] in decoding.finished.items():
-        start, lead = begun[number], min(begun[number].lead, end.lead)
-        if lead < near:
-            again.add(number)
-            continue
-        done[number] = _completion(requests[number], start, end.tokens, end.logprobs, lead, engine.eos_ids)
+            on_progress(len(done), drafted + decoding.generated)
+    computed = None
     stepwise, finished, counted = sorted(again), len(done), drafted + decoding.generated
 
     def progress(more: int, tokens: int) -> None:

@@ -27,6 +27,7 @@ from looptool_jax.models.config import DecoderConfig
 from looptool_jax.models.decoder import KV, Cache, Params
 from looptool_jax.parallel import mesh as meshes
 from looptool_jax.parallel import rules
+from looptool_jax.parallel.compilation import bucket
 
 SMALLEST_BUCKET = 16
 
@@ -138,7 +139,6 @@ class DecoderEngine(engine_api.Engine):
         self.draft_len, self.eos_ids, self.pad_id = draft_len, tuple(eos_ids), pad_id
         self.steps_per_sync, self.prefill_batch = steps_per_sync, prefill_batch
         self.top_k, self.top_p, self.dtype, self.attention = top_k, top_p, jnp.dtype(dtype), attention
-        self.buckets = prefill_buckets(prompt_len)
         self._compile()
 
     # --- shardings and compiled functions ---------------------------------------------------------------------------
@@ -211,8 +211,7 @@ class DecoderEngine(engine_api.Engine):
         ends = jnp.where(positions < length[:, None], length[:, None], 0)
         hidden, kv = decoder.forward(params, self.cfg, tokens, positions, ends, attention=self.attention)
         last = jnp.take_along_axis(hidden, (length - 1)[:, None, None], axis=1)[:, 0]
-        kv = jax.tree.map(lambda x: x.swapaxes(-3, -2).astype(self.dtype), kv)
-        return Prefix(kv, decoder.logits(params, self.cfg, last), length)
+        return Prefix(decoder.cached(kv, self.dtype), decoder.logits(params, self.cfg, last), length)
 
     def _insert_prompts_fn(self, prompt_kv: KV, prefix_kv: KV, slots: Int[Array, " N"]) -> KV:
         return jax.tree.map(lambda target, new: _put(target, new, slots, axis=1), prompt_kv, prefix_kv)
@@ -320,13 +319,13 @@ class DecoderEngine(engine_api.Engine):
 
     def _abstract_prompts(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         n = self.prefill_batch
-        return jax.ShapeDtypeStruct((n, self.buckets[-1]), jnp.int32), jax.ShapeDtypeStruct((n,), jnp.int32)
+        return jax.ShapeDtypeStruct((n, self.prompt_len), jnp.int32), jax.ShapeDtypeStruct((n,), jnp.int32)
 
     # --- what the batch loop calls ----------------------------------------------------------------------------------
 
     def bucket(self, length: int) -> int:
         """The padded length that a prompt of `length` tokens is computed at. It depends on nothing else."""
-        return next(bucket for bucket in self.buckets if length <= bucket)
+        return bucket(length, SMALLEST_BUCKET, self.prompt_len)
 
     def prefill_many(self, params: Params, tokens: Int[np.ndarray, "N T"], length: Int[np.ndarray, " N"]) -> Prefix:
         """Prefill of N prompts padded to one bucket T."""
@@ -468,15 +467,6 @@ class DecoderEngine(engine_api.Engine):
     @property
     def colocated_cpus(self) -> None:
         return None
-
-
-def prefill_buckets(prompt_len: int) -> tuple[int, ...]:
-    """Powers of two from 16 below `prompt_len`, then `prompt_len` itself."""
-    buckets, size = [], SMALLEST_BUCKET
-    while size < prompt_len:
-        buckets.append(size)
-        size *= 2
-    return (*buckets, prompt_len)
 
 
 def _append(

@@ -18,6 +18,7 @@ from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig, ModelError
 from looptool_jax.models.decoder import KV, Params
 from looptool_jax.parallel import rules
+from looptool_jax.parallel.compilation import bucket
 
 if TYPE_CHECKING:
     from looptool_jax.inference.engine import Prefix
@@ -66,11 +67,19 @@ class Scorer:
         self.share = attention == "xla"
         self.longest, self.time = longest, max(2, members) * longest
         self.rows = rules.batch_shards(mesh)
-        rows, replicated = rules.batch_sharding(mesh, 1), rules.replicated(mesh)
-        self._score = jax.jit(self._score_fn, in_shardings=(None, rows, rows, rows, rows, rows, None))
-        kv = rules.prefix_sharding(mesh)
-        self._branch = jax.jit(self._branch_fn, out_shardings=((kv, kv), replicated, replicated))
-        self._replicated: Any = replicated
+        rows: Any = rules.batch_sharding(mesh, 1)
+        replicated = rules.replicated(mesh)
+        placed = (None, rows, rows, rows, rows, rows, None)
+        kv: Any = rules.kv_sharding(mesh, 5)
+        self.computed_shardings: Any = Computed(KV(kv, kv), rows)
+        self._pass = jax.jit(
+            self._pass_fn, in_shardings=placed, out_shardings=(self.computed_shardings, (replicated,) * 3)
+        )
+        self._scores = jax.jit(
+            lambda *inputs: self._pass_fn(*inputs)[1], in_shardings=placed, out_shardings=(replicated,) * 3
+        )
+        prefix = rules.prefix_sharding(mesh)
+        self._branch = jax.jit(self._branch_fn, out_shardings=((prefix, prefix), replicated, replicated))
 
     def rows_of(self, families: Sequence[Sequence[Sequence[int]]]) -> list[list[PrefixRow]]:
         """The sequences in rows, as many at a time as the mesh has batch shards."""
@@ -84,11 +93,33 @@ class Scorer:
         families: Sequence[Sequence[Sequence[int]]],
         starts: Sequence[int],
     ) -> tuple[dict[tuple[int, int], Scores], Computed]:
-        """Scores of the sequences in these rows, by (family, member), from token `starts[family]` (at least 1) on."""
-        time = _bucket(max(len(row.tokens) for row in rows), self.time)
+        """Scores of the sequences in these rows, by (family, member), from token `starts[family]` (at least 1) on, and
+        what `branch` needs."""
+        inputs, where = self._inputs(rows, families, starts)
+        with jax.set_mesh(self.mesh):
+            computed, scores = self._pass(params, *inputs)
+        return _by_sequence(scores, where), computed
+
+    def scores(
+        self,
+        params: Params,
+        rows: Sequence[PrefixRow],
+        families: Sequence[Sequence[Sequence[int]]],
+        starts: Sequence[int],
+    ) -> dict[tuple[int, int], Scores]:
+        """The scores alone; nothing is kept to go on from."""
+        inputs, where = self._inputs(rows, families, starts)
+        with jax.set_mesh(self.mesh):
+            return _by_sequence(self._scores(params, *inputs), where)
+
+    def _inputs(
+        self, rows: Sequence[PrefixRow], families: Sequence[Sequence[Sequence[int]]], starts: Sequence[int]
+    ) -> tuple[tuple, dict[tuple[int, int], tuple[int, slice]]]:
+        """Arguments of the pass behind the parameters, and where each sequence's scores will stand."""
+        time = bucket(max(len(row.tokens) for row in rows), SMALLEST_ROW, self.time)
         # Sequences that are equal or end alike add places to score, but no tokens.
         scored_most = max(sum(len(path) - starts[f] for (f, _), path in row.paths.items()) for row in rows)
-        room = time if scored_most <= time else 1 << (scored_most - 1).bit_length()
+        room = time if scored_most <= time else bucket(scored_most, time, 2 * scored_most)
         tokens, positions, ends = (np.zeros((self.rows, time), np.int32) for _ in range(3))
         places, targets = (np.zeros((self.rows, room), np.int32) for _ in range(2))
         count, where = 0, {}
@@ -102,11 +133,8 @@ class Scorer:
                 where[family, member] = (i, scored)
                 filled = scored.stop
             count = max(count, filled)
-        inputs = jax.device_put((tokens, positions, ends, places, targets), rules.batch_sharding(self.mesh, 1))
-        with jax.set_mesh(self.mesh):
-            computed, scores = self._score(params, *inputs, count)
-        best, lead, logprobs = jax.device_get(scores)
-        return {key: Scores(best[at], lead[at], logprobs[at]) for key, at in where.items()}, computed
+        arrays = jax.device_put((tokens, positions, ends, places, targets), rules.batch_sharding(self.mesh, 1))
+        return (*arrays, count), where
 
     def branch(self, params: Params, computed: Computed, row: int, path: Int[np.ndarray, " length"]) -> Prefix:
         """The sequence that ends at the last place of `path` in a row, as a prompt to go on from."""
@@ -125,13 +153,24 @@ class Scorer:
         last = computed.hidden[row, path[length - 1]]
         return (kv.k, kv.v), decoder.logits(params, self.cfg, last)[None], length[None]
 
-    def lower(self, params: Params) -> jax.stages.Lowered:
-        """The pass over the longest rows, to be compiled without arrays. Parameters come as they are placed."""
-        ids = jax.ShapeDtypeStruct((self.rows, self.time), jnp.int32)
-        with jax.set_mesh(self.mesh):
-            return self._score.lower(params, *5 * (ids,), jax.ShapeDtypeStruct((), jnp.int32))
+    def lower(self, params: Params, *, keep: bool = True) -> jax.stages.Lowered:
+        """The pass over the longest rows, to be compiled without arrays. Parameters come as they are placed.
 
-    def _score_fn(
+        keep: with what `branch` needs.
+        """
+        with jax.set_mesh(self.mesh):
+            return (self._pass if keep else self._scores).lower(params, *self._abstract_inputs())
+
+    def abstract_computed(self, params: Params) -> Computed:
+        """Shapes, dtypes and shardings of what a pass over the longest rows leaves for `branch`."""
+        computed, _ = jax.eval_shape(self._pass_fn, params, *self._abstract_inputs())
+        return rules.placed(computed, self.computed_shardings)
+
+    def _abstract_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        ids = jax.ShapeDtypeStruct((self.rows, self.time), jnp.int32)
+        return (*5 * (ids,), jax.ShapeDtypeStruct((), jnp.int32))
+
+    def _pass_fn(
         self,
         params: Params,
         tokens: Int[Array, "rows T"],
@@ -158,10 +197,9 @@ class Scorer:
         zeros = jnp.zeros(places.shape, jnp.float32)
         chunks = (count + chunk - 1) // chunk
         scores = jax.lax.fori_loop(0, chunks, score, (jnp.zeros(places.shape, jnp.int32), zeros, zeros))
-        scores = jax.lax.with_sharding_constraint(scores, self._replicated)
-        kv = jax.tree.map(lambda x: x.swapaxes(-3, -2).astype(self.dtype), kv)
-        return Computed(kv, hidden), scores
+        return Computed(decoder.cached(kv, self.dtype), hidden), scores
 
 
-def _bucket(length: int, longest: int) -> int:
-    return min(longest, max(SMALLEST_ROW, 1 << (length - 1).bit_length()))
+def _by_sequence(scores: Any, where: dict[tuple[int, int], tuple[int, slice]]) -> dict[tuple[int, int], Scores]:
+    best, lead, logprobs = jax.device_get(scores)
+    return {key: Scores(best[at], lead[at], logprobs[at]) for key, at in where.items()}

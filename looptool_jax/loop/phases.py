@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,9 @@ from jax.sharding import Mesh
 
 from looptool_jax.inference.answers import AnswerConfig, Answerer
 from looptool_jax.inference.lm import LanguageModel, ModelConfig, resolved_attention
+from looptool_jax.inference.scoring import Scorer
 from looptool_jax.loop.pool import KEEP, locate_base
+from looptool_jax.loop.prompts import VerdictKind
 from looptool_jax.loop.run_config import RunConfig
 from looptool_jax.models import decoder, linear, lora
 from looptool_jax.models.config import DecoderConfig
@@ -242,6 +245,9 @@ class _Plan:
         if cfg.judge.enabled:
             used = partial(self._stage_engine, stage="judge", lm=self.judge)
             yield from used("judge", "judge.answers", cfg.judge.answers)
+            if cfg.judge.verdicts == "scored":
+                scorer = Answerer(self.judge).chooser(cfg.judge.answers, len(VerdictKind))
+                yield self._pass("judge choice", "judge.answers", self.judge, scorer, "judge", Memory(), keep=False)
             if cfg.judge.confirm:
                 yield from used("confirm", "judge.answers", cfg.judge.answers, drafts=True)
         if cfg.expand.enabled and cfg.compose.expanded_part == "expand":
@@ -263,6 +269,7 @@ class _Plan:
 
         drafts: of greedy answers to samples, whether they are drafted; None: of other replies.
         """
+        drafts = drafts and Answerer(lm).exact_drafts
         how = {**more, "drafts": drafts}
         covering = [old_how for old_lm, old_how, old in self.engines if old_lm is lm and _covers(old, sizes)]
         if how in covering:
@@ -270,27 +277,26 @@ class _Plan:
         self.engines.append((lm, how, sizes))
         if drafts is not None:
             more["draft_len"] = sizes.answer_tokens
+        scorer = Answerer(lm).scorer(sizes) if drafts else None
+        left = {"computed beside drafts": bytes_of(scorer.abstract_computed(lm.params))} if scorer else {}
         for phase in self._engine(name, key, lm, sizes, {"idle models": self._others(stage, lm)}, **more):
+            if phase.name != f"{name} prefill":
+                phase = replace(phase, residents={**phase.residents, **left})
             if not covering or phase.name == f"{name} decode":  # how tokens are drawn changes nothing else
                 yield phase
-        if drafts:
-            yield self._check(name, key, lm, sizes, {"idle models": self._others(stage, lm)})
+        if scorer:
+            caches = bytes_of(Answerer(lm).greedy_engine(sizes).abstract_state)
+            yield self._pass(f"{name} check", key, lm, scorer, stage, caches, keep=True)
 
-    def _check(
-        self, name: str, key: str, lm: LanguageModel, sizes: AnswerConfig, residents: dict[str, Memory]
+    def _pass(
+        self, name: str, key: str, lm: LanguageModel, scorer: Scorer, stage: str, caches: Memory, *, keep: bool
     ) -> Phase:
-        """The pass that checks drafts, beside the caches in which answers go on."""
-        answerer = Answerer(lm)
-        engine, scorer = answerer.greedy_engine(sizes), answerer.scorer(sizes)
-        params, caches = engine.abstract(lm.params), bytes_of(engine.abstract_state)
-        settings = (
-            Setting(f"{key}.prompt_tokens", sizes.prompt_tokens, (sizes.prompt_tokens // 2,), 1),
-            self._tensor_setting(),
-        )
-        return Phase(
-            f"{name} check", lambda: scorer.lower(params), bytes_of(params), {**residents, "caches": caches}, settings,
-            caches.device,
-        )  # fmt: skip
+        """A pass that scores given tokens, beside the caches in which answers go on. keep: what they go on from."""
+        longest = attrgetter(f"{key}.prompt_tokens")(self.cfg)
+        settings = (Setting(f"{key}.prompt_tokens", longest, (longest // 2,), 1), self._tensor_setting())
+        residents = {"idle models": self._others(stage, lm), "caches": caches}
+        lower = partial(scorer.lower, lm.params, keep=keep)
+        return Phase(name, lower, bytes_of(lm.params), residents, settings, caches.device)
 
     def _engine(
         self, name: str, key: str, lm: LanguageModel, sizes: AnswerConfig, residents: dict[str, Memory],

@@ -200,6 +200,11 @@ def decode_step(
     return _rms_norm(cfg, x_ng1d[:, :, 0], params["final_norm"]), new
 
 
+def cached(kv: KV, dtype: DTypeLike) -> KV:
+    """Keys and values of whole rows [..., time, kv_heads, head_dim] as caches hold them, time behind the heads."""
+    return jax.tree.map(lambda x: x.swapaxes(-3, -2).astype(dtype), kv)
+
+
 def put(cache: KV, new: KV, place: Int[Array, ""]) -> KV:
     """A cache of answers with one token's keys and values, as from `decode_step`, at one place of every row."""
     write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=4)

@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk, so that a resumed run does not compile again."""
+"""Few programs are compiled: sizes come in powers of two, and programs are kept on disk for the next run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def keep_compiled_programs() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(user_cache()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_KEPT)
+
+
+def bucket(length: int, smallest: int, longest: int) -> int:
+    """The size that `length` is padded to, so that few shapes are compiled: a power of two, or the limit."""
+    return min(longest, max(smallest, 1 << max(0, length - 1).bit_length()))
 
 
 def user_cache() -> Path:

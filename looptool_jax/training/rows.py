@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from looptool_jax.models.decoder import GroupLayout
+from looptool_jax.parallel.compilation import bucket
 
 SMALLEST_BUCKET = 32
 PIECES = 8  # the place for answer tokens grows by such a part of a row, so that few shapes are compiled
@@ -69,12 +70,6 @@ class Update(NamedTuple):
     answer_tokens: int
     prompt_tokens: int  # of each group once
 
-    @property
-    def padding(self) -> float:
-        """The share of all places that hold no token, or a prompt's for a second time."""
-        places = sum(micro.tokens.size for micro in self.micro_batches)
-        return 1 - (self.answer_tokens + self.prompt_tokens) / places
-
 
 def packed_rows(groups: Sequence[Group], micro_tokens: int, shards: int) -> Update:
     """Groups in rows of `micro_tokens` places, the longest first, each in the first row that has room for it.
@@ -97,7 +92,9 @@ def packed_rows(groups: Sequence[Group], micro_tokens: int, shards: int) -> Upda
     most = max(sum(len(answer) for part in row for answer in part.answers) for row in rows)
     piece = -(-micro_tokens // PIECES)
     room = max(1, -(-most // piece)) * piece
-    return _update(groups, [_row(row, micro_tokens, room, None) for row in rows], shards, None)
+    totals = _Totals.of(groups)
+    made = [_row(row, micro_tokens, room, None) for row in rows]
+    return Update(_micro_batches(made, shards, None, totals), totals.tokens, totals.prompt_tokens)
 
 
 def fixed_rows(groups: Sequence[Group], longest: GroupLayout, micro_tokens: int, shards: int) -> Update:
@@ -107,13 +104,14 @@ def fixed_rows(groups: Sequence[Group], longest: GroupLayout, micro_tokens: int,
 
     Raises ValueError where a prompt or an answer is longer than the longest. All groups have equally many answers.
     """
+    totals, micro_batches = _Totals.of(groups), []
     by_layout: dict[GroupLayout, list[Group]] = {}
     for group in groups:
-        layout = GroupLayout(
-            _bucket(len(group.prompt), longest.prompt), _bucket(max(map(len, group.answers)), longest.answer)
-        )
+        sizes = GroupLayout(len(group.prompt), max(map(len, group.answers)))
+        if sizes.prompt > longest.prompt or sizes.answer > longest.answer:
+            raise ValueError(f"a prompt or an answer is longer than the longest: {sizes}, {longest}")
+        layout = GroupLayout(*(bucket(size, SMALLEST_BUCKET, most) for size, most in zip(sizes, longest, strict=True)))
         by_layout.setdefault(layout, []).append(group)
-    micro_batches = []
     for layout, members in sorted(by_layout.items()):
         answers = len(members[0].answers) * layout.answer
         time = layout.prompt + answers
@@ -121,9 +119,8 @@ def fixed_rows(groups: Sequence[Group], longest: GroupLayout, micro_tokens: int,
         each = shards * min(max(1, micro_tokens // time), 1 << (needed - 1).bit_length())
         rows = [[group] for group in members]
         rows += [[]] * (-len(rows) % each)
-        made = _update(groups, [_row(row, time, answers, layout) for row in rows], each, layout)
-        micro_batches += made.micro_batches
-    return _update(groups, [], shards, None)._replace(micro_batches=micro_batches)
+        micro_batches += _micro_batches([_row(row, time, answers, layout) for row in rows], each, layout, totals)
+    return Update(micro_batches, totals.tokens, totals.prompt_tokens)
 
 
 def abstract_rows(rows: int, time: int, answer_tokens: int, layout: GroupLayout | None, old: bool) -> MicroBatch:
@@ -133,13 +130,6 @@ def abstract_rows(rows: int, time: int, answer_tokens: int, layout: GroupLayout 
     return MicroBatch(
         ids, ids, ids, learnt, learnt, learnt, numbers, numbers, numbers, numbers if old else None, layout
     )
-
-
-def _bucket(length: int, longest: int) -> int:
-    """The next power of two, so that few shapes are compiled, or the limit."""
-    if length > longest:
-        raise ValueError(f"a prompt or an answer of {length} tokens is longer than {longest}")
-    return min(longest, max(SMALLEST_BUCKET, 1 << (length - 1).bit_length()))
 
 
 def _length(part: Group) -> int:
@@ -200,16 +190,30 @@ def _write(row: _Row, start: int, tokens: Sequence[int], position: int, end: int
     row.positions[span] = position + np.arange(len(tokens))
 
 
-def _update(groups: Sequence[Group], rows: list[_Row], each: int, layout: GroupLayout | None) -> Update:
-    lengths = [len(answer) for group in groups for answer in group.answers]
-    tokens, answers = max(1, sum(lengths)), max(1, sum(length > 0 for length in lengths))
+class _Totals(NamedTuple):
+    """Counts of a whole update: answer tokens, answers that are not empty, prompt tokens."""
+
+    tokens: int
+    answers: int
+    prompt_tokens: int
+
+    @staticmethod
+    def of(groups: Sequence[Group]) -> _Totals:
+        lengths = [len(answer) for group in groups for answer in group.answers]
+        return _Totals(sum(lengths), sum(map(bool, lengths)), sum(len(group.prompt) for group in groups))
+
+
+def _micro_batches(rows: list[_Row], each: int, layout: GroupLayout | None, totals: _Totals) -> list[MicroBatch]:
     micro_batches = []
     for start in range(0, len(rows), each):
         part = rows[start : start + each]
         columns: dict[str, Any] = {name: np.stack([getattr(row, name) for row in part]) for name in vars(part[0])}
         sizes = columns.pop("lengths")
         there = (sizes > 0).astype(np.float32)
-        shares = {"token_shares": there / tokens, "answer_shares": there / (np.maximum(sizes, 1) * answers)}
+        shares = {
+            "token_shares": there / max(1, totals.tokens),
+            "answer_shares": there / (np.maximum(sizes, 1) * max(1, totals.answers)),
+        }
         columns |= {name: share.astype(np.float32) for name, share in shares.items()}
         micro_batches.append(MicroBatch(**columns, layout=layout))
-    return Update(micro_batches, sum(lengths), sum(len(group.prompt) for group in groups))
+    return micro_batches

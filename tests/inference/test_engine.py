@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from looptool_jax.inference.batch import generate
+from looptool_jax.parallel.compilation import bucket
 from looptool_jax.parallel.mesh import MeshConfig, ShardingError, make_mesh
 
 
@@ -79,11 +80,9 @@ def test_the_decode_state_is_donated(engine, tiny):
 
 
 def test_buckets_are_powers_of_two_up_to_the_prompt_length(engine):
-    from looptool_jax.inference.engine import prefill_buckets
-
     assert [engine.bucket(length) for length in (1, 16, 17, 32)] == [16, 16, 32, 32]
-    assert prefill_buckets(40) == (16, 32, 40)
-    assert prefill_buckets(9) == (9,)
+    assert {bucket(length, 16, 40) for length in range(1, 41)} == {16, 32, 40}
+    assert {bucket(length, 16, 9) for length in range(1, 10)} == {9}
 
 
 def test_bad_sizes_are_refused(make_engine):
