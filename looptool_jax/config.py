@@ -206,12 +206,12 @@ def _nearest(key: str) -> str:
     known = [name for name in _flat(asdict(_example())) if name]
     last = key.rpartition(".")[2]
     same = [name for name in known if name.rpartition(".")[2] == last or f".{last}." in f".{name}."]
-    alike = difflib.get_close_matches(key, known, 3, 0.8)
+    in_full, alike = difflib.get_close_matches(key, known, 3, 0.8), []
     parts = {part for name in known for part in name.split(".")}
     for part in difflib.get_close_matches(last, parts, 1, 0.7):
         alike += [name for name in known if part in name.split(".")]
     group = key.rpartition(".")[0]
-    nearest_first = sorted(same or alike, key=lambda name: not name.startswith(f"{group}."))
+    nearest_first = sorted(in_full or same or alike, key=lambda name: not name.startswith(f"{group}."))
     if found := list(dict.fromkeys(nearest_first)):
         return f"did you mean {' or '.join(found[:3])}?"
     names = sorted({name.removeprefix(f"{group}.").split(".")[0] for name in known if name.startswith(f"{group}.")})

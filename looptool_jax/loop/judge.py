@@ -189,10 +189,9 @@ def _judge_chunk(
     asked = [not (cfg.rules_first and problem) for problem in problems]
     for (sample, row), ask in zip(chunk, asked, strict=True):
         if ask:
-            label, answer = written(sample.target), row.answer
-            requests.append(ChatRequest(f"{sample.id}/1", judge_messages(cfg.prompt, sample, label, answer)))
+            requests.append(_comparison(sample, row, cfg))
             if cfg.order_swap:
-                requests.append(ChatRequest(f"{sample.id}/2", judge_messages(cfg.prompt, sample, answer, label)))
+                requests.append(_comparison(sample, row, cfg, swapped=True))
     verdicts = iter(_verdicts(model, requests, cfg, console))
     out = []
     for (sample, row), ask, problem in zip(chunk, asked, problems, strict=True):
@@ -213,6 +212,13 @@ def _judge_chunk(
     return _analysed(model, chunk, out, cfg, console) if cfg.verdicts == "scored" else out
 
 
+def _comparison(sample: Sample, row: Probe, cfg: JudgeConfig, swapped: bool = False) -> ChatRequest:
+    """Label and answer side by side, the label first unless they are swapped."""
+    pair = (written(sample.target), row.answer)
+    messages = judge_messages(cfg.prompt, sample, *(pair[::-1] if swapped else pair))
+    return ChatRequest(f"{sample.id}/{2 if swapped else 1}", messages)
+
+
 def _verdicts(
     model: Answerer, requests: Sequence[ChatRequest], cfg: JudgeConfig, console: Console
 ) -> list[JudgeVerdict | None]:
@@ -230,20 +236,17 @@ def _analysed(
     cfg: JudgeConfig,
     console: Console,
 ) -> list[Judgement]:
-    """The judgements, with the judge's words on the wrong response of every error seed that it decided."""
+    """The judgements, with the judge's words on the wrong response of every error seed that it decided. There are none
+    where it comes to another verdict when it writes: they would be about the other response."""
     errors = [
         i for i, row in enumerate(judgements)
         if row.decided_by == "judge" and row.verdict in ("prediction_wrong", "label_wrong")
     ]  # fmt: skip
-    requests = []
-    for i in errors:
-        sample, row = chunk[i]
-        messages = judge_messages(cfg.prompt, sample, written(sample.target), row.answer)
-        requests.append(ChatRequest(f"{sample.id}/analysis", messages))
-    replies = model.chat(requests, cfg.answers, console.tokens)
+    replies = model.chat([_comparison(*chunk[i], cfg) for i in errors], cfg.answers, console.tokens)
     for i, reply in zip(errors, replies, strict=True):
         verdict = parse_verdict(reply.text)
-        judgements[i] = replace(judgements[i], analysis=verdict.analysis if verdict else "")
+        if verdict and _LABEL_FIRST[verdict.kind] == judgements[i].verdict:
+            judgements[i] = replace(judgements[i], analysis=verdict.analysis)
     return judgements
 
 

@@ -32,6 +32,7 @@ def test_overrides_reach_nested_keys_and_keep_types():
         ("trian.batch=4", "did you mean train.batch"),
         ("train.learning_rate=1", "did you mean train.optimizer.learning_rate"),
         ("lerning_rate=1", "train.optimizer.learning_rate"),
+        ("train.grpo.micro_batches=2", "did you mean train.grpo.micro_tokens"),
         ("optimizer.learning_rate=1e-3", "train.optimizer.learning_rate"),
         ("train.lora.rnk=3", "did you mean train.lora.rank?"),
         ("judge.zzz=3", "there are answers, chunk, confirm"),

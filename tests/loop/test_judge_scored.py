@@ -82,8 +82,10 @@ def test_only_error_seeds_get_an_analysis(model, tmp_path, monkeypatch):
     asked = []
 
     def chat(requests, cfg, on_tokens):
+        """The words about every second one come with another verdict."""
         asked.extend(request.id for request in requests)
-        return [Answer(f"Because.\n{KINDS[0]}", [], [], "stop") for _ in requests]
+        kinds = (VerdictKind.RESPONSE2_INCORRECT, VerdictKind.RESPONSE1_INCORRECT)
+        return [Answer(f"Because.\n{kinds[i % 2]}", [], [], "stop") for i in range(len(requests))]
 
     def choose(requests, choices, cfg, on_tokens):
         """Of every two pairs the answer is wrong in one, and both are right in the other."""
@@ -105,7 +107,7 @@ def test_only_error_seeds_get_an_analysis(model, tmp_path, monkeypatch):
     assert metrics["judged"] == len(SAMPLES) and metrics["unparsed_replies"] == 0
     rows = list(read_jsonl(str(tmp_path / "judgements.jsonl")))
     errors = [row["id"] for row in rows if row["verdict"] in ("prediction_wrong", "label_wrong")]
-    assert len(errors) == len(SAMPLES) // 2 and asked == [f"{name}/analysis" for name in errors]
-    assert [row["id"] for row in rows if row["analysis"] == "Because."] == errors
+    assert len(errors) == len(SAMPLES) // 2 and asked == [f"{name}/1" for name in errors]
+    assert [row["id"] for row in rows if row["analysis"] == "Because."] == errors[::2]
     for row in rows:
         assert len(row["votes"]) == 2 and all(row["votes"])

@@ -45,9 +45,10 @@ class Scripted:
         return [Answer(self.say(request.messages[-1].content), [], [], "stop") for request in requests]
 
     def draft(self, target):
-        return []
+        return [target]
 
     def greedy(self, samples, cfg, on_tokens, drafts):
+        assert len(drafts) == len(samples) and all(len(guesses) == 1 for guesses in drafts)
         return [Answer(self.text, [], [], "stop") for _ in samples]
 
     def prompt_length(self, sample):
