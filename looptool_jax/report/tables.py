@@ -155,7 +155,7 @@ def _cost(run_dir: str) -> Table:
     seconds, tokens = sum(c.seconds for c in costs.values()), sum(c.tokens for c in costs.values())
     if rows:
         rows.append(["all", f"{seconds:.1f}", f"{tokens:,}", f"{tokens / max(seconds, 1e-9):,.0f}"])
-    return Table("Cost", ["stage", "seconds", "tokens generated", "tokens/s"], rows)
+    return Table("Cost", ["stage", "seconds", "tokens of answers", "tokens/s"], rows)
 
 
 def percent(share: float | None) -> str:
