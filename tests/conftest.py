@@ -5,6 +5,7 @@ Optimisation is off in the backend: it halves the time of compilation, which is 
 For tests of `gs://` there are a Cloud Storage emulator in a process of its own, and a proxy before it that fails.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -95,6 +96,8 @@ class Proxy:
 
     def _hang_up(self) -> None:
         for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # a close alone would wait for the thread that reads from it
             connection.close()
         self._open.clear()
 

@@ -14,6 +14,7 @@ import os
 import time
 from typing import Any
 
+import aiohttp
 import fsspec
 from gcsfs.core import GCSFileSystem
 from gcsfs.retry import RETRIABLE_EXCEPTIONS, HttpError, errs
@@ -21,6 +22,7 @@ from google.auth.exceptions import GoogleAuthError
 
 PATIENCE = 90.0  # seconds after which a request that keeps failing is given up; gcsfs's own retries come on top
 PAUSE = 5.0
+SILENCE = 60.0  # seconds without a byte after which a connection counts as broken
 
 _log = logging.getLogger(__name__)
 
@@ -30,11 +32,15 @@ class GoogleStore(GCSFileSystem):
 
     Listings are never cached, as other processes write too. Every object is put with the sha256 of its bytes in its
     metadata, so that a manifest is checked without reading the objects back, and the store's checksum of what arrived
-    is compared. A request that fails because the store is busy or away is made again for about two minutes.
+    is compared. A request that fails because the store is busy or away is made again for about two minutes. A connection
+    that says nothing, as one does whose other end is gone, is given up like one that broke.
     """
 
     def __init__(self, **_: Any) -> None:
-        super().__init__(token="anon" if emulator() else "google_default", use_listings_cache=False)
+        super().__init__(
+            token="anon" if emulator() else "google_default", use_listings_cache=False,
+            requests_timeout=aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE),
+        )  # fmt: skip
 
     async def _request(self, *args: Any, **kwargs: Any) -> Any:
         started = time.monotonic()
@@ -108,8 +114,10 @@ def register() -> None:
 
 def register_for_orbax() -> None:
     """Make Orbax reach `gs://` as everything else here does: its folders go through fsspec, its arrays through
-    TensorStore, which has variables of its own for an emulator."""
+    TensorStore, which has variables of its own for an emulator and for silent connections."""
     register()
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", f"{SILENCE:.0f}")
     if emulator():
         os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", emulator())
         os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")

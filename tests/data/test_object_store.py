@@ -84,6 +84,21 @@ def test_a_process_killed_in_the_middle_of_an_upload_leaves_no_half_object(how, 
         assert store.read_bytes(f"{url}/file") == whole
 
 
+@pytest.mark.parametrize("how", ["put", "upload", "append"])
+def test_a_connection_that_falls_silent_is_made_again(how, bucket, proxy, tmp_path):
+    (tmp_path / "local").write_bytes(b"new" * 1_000_000)
+    proxy.stall_in(b"newnewnew" if how != "append" else b"xxxxxxxx", 1000)
+    impatiently = "from looptool_jax.data import object_store\nobject_store.SILENCE = 1.0\n" + textwrap.dedent(WRITE)
+    process = python(impatiently, how, f"{bucket}/run", str(tmp_path / "local"), **proxy.environment)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert proxy.stalled.is_set()
+    if how == "append":
+        assert [row["chunk"] for row in Progress(f"{bucket}/run/progress.jsonl").rows()] == [1]
+    else:
+        assert store.read_bytes(f"{bucket}/run/file") == b"new" * 1_000_000
+
+
 def test_an_outage_is_waited_out(bucket, through):
     through.fail(True)
     threading.Timer(2.0, through.fail, [False]).start()

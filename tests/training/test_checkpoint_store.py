@@ -82,9 +82,9 @@ SAVE = """
 """
 
 
-def saving(root: str, step: int, environment: dict[str, str]) -> subprocess.Popen[str]:
+def saving(root: str, step: int, environment: dict[str, str], before: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SAVE), root, str(step)], stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        [sys.executable, "-c", f"{before}\n{textwrap.dedent(SAVE)}", root, str(step)], stderr=subprocess.PIPE, text=True, cwd=ROOT,
         env={**os.environ, **environment},
     )  # fmt: skip
 
@@ -107,6 +107,18 @@ def test_a_save_killed_in_the_middle_of_an_upload_leaves_the_last_checkpoint(mar
     again = saving(root, 2, proxy.environment)
     assert again.communicate() and again.returncode == 0
     assert names(root) == ["step_00000002"] and restore(latest(root), state).extra == {"n": 2}
+
+
+@pytest.mark.parametrize("mark", [b"process_0%2Fd%2F", b"/step_00000001/commit_success.txt&upload_id"])
+def test_a_save_over_a_connection_that_falls_silent_ends_well(mark, bucket, proxy):
+    root, state = f"{bucket}/checkpoints", {"w": np.full(300_000, 7.5)}
+    proxy.stall_in(mark, 20)
+    impatient = {**proxy.environment, "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "2"}
+    process = saving(root, 1, impatient, "from looptool_jax.data import object_store; object_store.SILENCE = 2")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert proxy.stalled.is_set()
+    assert restore(latest(root), state).extra == {"n": 1}
 
 
 def test_a_missing_bucket_is_one_line(store_server):
