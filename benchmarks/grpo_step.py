@@ -31,6 +31,7 @@ HEADS = {"num_heads": 9, "num_kv_heads": 3, "head_dim": 64}
 ARMS = [
     Arm("ours shared", "step_ours.py", "shared"),
     Arm("ours repeated", "step_ours.py", "repeated"),
+    Arm("ours repeated, all answers at a time", "step_ours.py", "repeated-all"),
     Arm("TRL float32", "step_trl.py", "float32:1", "trl"),
     Arm("TRL bfloat16", "step_trl.py", "bfloat16:1", "trl"),
     Arm("Tunix", "step_tunix.py", "1", "tunix"),

@@ -3,8 +3,7 @@
     python benchmarks/padding.py FILE:FORMAT [FILE:FORMAT ...] --tokenizer FOLDER --format qwen3
 
 Files as `looptool import` reads them. Each batch has 128 prompts in a random order, with 16 answers each whose lengths
-are those of labels drawn from the same data. `packed` is what XLA computes; `fixed places` what splash attention needs,
-prompts and answers padded to the next power of two, one group a row.
+are those of labels drawn from the same data. `splash` has its prompts and answers aligned as that kernel wants them.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ from random import Random
 from peers.alternate import table
 
 from looptool_jax.data.importers import import_file
-from looptool_jax.models.decoder import GroupLayout
 from looptool_jax.toolcall import ChatTokenizer
-from looptool_jax.training.rows import Group, fixed_rows, packed_rows
+from looptool_jax.training.rows import Group, alignment, packed_rows
 
 BATCH, GROUP = 128, 16
 MICRO_TOKENS = (8192, 16384, 32768)
@@ -45,12 +43,13 @@ def main() -> None:
     ]
     rows = []
     for tokens in MICRO_TOKENS:
-        fitting = [[group for group in batch if len(group.prompt) + max(labels) <= tokens] for batch in batches]
-        rows.append([f"packed, micro_tokens={tokens}", share([packed_rows(batch, tokens, 1) for batch in fitting])])
-    longest = GroupLayout(max(prompts), max(labels))
-    fixed = [fixed_rows(batch, longest, MICRO_TOKENS[0], 1) for batch in batches]
-    rows.append(["fixed places", share(fixed)])
-    print(table(["rows", "padding"], rows))
+        fitting = [[group for group in batch if len(group.prompt) + max(labels) + 256 <= tokens] for batch in batches]
+        cells = []
+        for attention in ("xla", "splash"):
+            align = alignment(attention, tokens, 0, 0)
+            cells.append(share([packed_rows(batch, tokens, 1, align) for batch in fitting]))
+        rows.append([f"{tokens}", *cells])
+    print(table(["micro_tokens", "padding", "with splash"], rows))
 
 
 def share(updates: list) -> str:

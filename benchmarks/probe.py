@@ -63,9 +63,7 @@ def main() -> None:
     arms: dict[str, Callable[[], list[Answer]]] = {"step by step": lambda: policy.greedy(samples, SIZES, ignore)}
     for share in (mastered_drafts(greedy, per_cent) for per_cent in args.mastered):
         name = f"drafted, {share[0]} % mastered"
-        arms[name] = lambda drafts=share[1]: drafted(policy, samples, drafts, share=True)
-        if share[0] == 85:
-            arms[f"{name}, nothing shared"] = lambda drafts=share[1]: drafted(policy, samples, drafts, share=False)
+        arms[name] = lambda drafts=share[1]: policy.greedy(samples, SIZES, ignore, drafts)
     seconds: dict[str, list[float]] = {name: [] for name in [*arms, "transformers.generate"]}
     same: dict[str, str] = {}
     near: dict[str, str] = dict.fromkeys(seconds, "")
@@ -134,11 +132,6 @@ def mastered_drafts(greedy: list[Answer], per_cent: int) -> tuple[int, list[list
             draft[place] = 100 + (draft[place] + 1) % 1000
         drafts.append([draft])
     return per_cent, drafts
-
-
-def drafted(policy: Answerer, samples: list[Sample], drafts: list[list[list[int]]], share: bool) -> list[Answer]:
-    policy.scorer(SIZES).share = share
-    return policy.greedy(samples, SIZES, ignore, drafts)
 
 
 def transformers_arm(folder: str, prompts: list[list[int]]) -> Callable[[], list[list[int]]] | None:

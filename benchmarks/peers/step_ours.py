@@ -1,4 +1,5 @@
-"""Our GRPO update: `shared`, a prompt once with all of its answers, or `repeated`, the prompt before every answer."""
+"""Our GRPO update: `shared`, a prompt once with all of its answers, or `repeated`, the prompt before every answer, one
+answer in a micro-batch; `repeated-all` has all of them in one, as `shared` has."""
 
 from __future__ import annotations
 
@@ -44,9 +45,10 @@ def build(model, variant, prompt, answers, advantages):
     state = init_state(optimizer, params, shardings, copy=False)
     if variant == "shared":
         update = packed_rows([Group(prompt, answers, advantages)], len(prompt) + sum(map(len, answers)), 1)
-    else:  # every answer is the group of a prompt of its own; one at a time, as memory wants it
+    else:  # every answer is the group of a prompt of its own
         groups = [Group(prompt, [answer], [advantage]) for answer, advantage in zip(answers, advantages, strict=True)]
-        update = packed_rows(groups, len(prompt) + len(answers[0]), 1)
+        each = 1 if variant == "repeated" else len(answers)
+        update = packed_rows(groups, each * (len(prompt) + len(answers[0])), 1)
     grpo = GrpoConfig(compute_dtype="float32")
     return make_grpo_step(cfg, grpo, optimizer, mesh, shardings), state, update
 

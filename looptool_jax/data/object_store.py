@@ -32,8 +32,8 @@ class GoogleStore(GCSFileSystem):
 
     Listings are never cached, as other processes write too. Every object is put with the sha256 of its bytes in its
     metadata, so that a manifest is checked without reading the objects back, and the store's checksum of what arrived
-    is compared. A request that fails because the store is busy or away is made again for about two minutes. A connection
-    that says nothing, as one does whose other end is gone, is given up like one that broke.
+    is compared. A request that fails because the store is busy or away is made again for about two minutes. A
+    connection that says nothing, as one does whose other end is gone, counts as one that broke.
     """
 
     def __init__(self, **_: Any) -> None:

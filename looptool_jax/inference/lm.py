@@ -126,7 +126,7 @@ class LanguageModel:
 
     def scorer(self, **sizes: Any) -> Scorer:
         """The scorer of these sizes (arguments of `Scorer`), shared likewise."""
-        return _scorer(self.cfg, self.mesh, self.dtype, self.attention, **sizes)
+        return _scorer(self.cfg, self.mesh, self.dtype, **sizes)
 
 
 def load_language_model(cfg: ModelConfig, mesh: Mesh, turns: Turns | None = None) -> LanguageModel:
@@ -217,5 +217,5 @@ def _engine(
 
 
 @functools.cache
-def _scorer(cfg: DecoderConfig, mesh: Mesh, dtype: str, attention: decoder.Attention, **sizes: Any) -> Scorer:
-    return Scorer(cfg, mesh, dtype=dtype, attention=attention, **sizes)
+def _scorer(cfg: DecoderConfig, mesh: Mesh, dtype: str, **sizes: Any) -> Scorer:
+    return Scorer(cfg, mesh, dtype=dtype, **sizes)

@@ -23,12 +23,10 @@ class PrefixRow:
     paths: dict[tuple[int, int], Int[np.ndarray, " length"]] = field(default_factory=dict)
 
 
-def prefix_rows(families: Sequence[Sequence[Sequence[int]]], time: int, *, share: bool = True) -> list[PrefixRow]:
+def prefix_rows(families: Sequence[Sequence[Sequence[int]]], time: int) -> list[PrefixRow]:
     """Rows of at most `time` tokens that hold all sequences, those of one family in one row.
 
     Families come in the lexicographic order of their sequences, so that those which begin alike are neighbours.
-    share: false keeps every sequence by itself: each place of a row then belongs to one sequence, and the values of
-    `ends` tell them apart.
     Raises ValueError where a family is longer than a row.
     """
     order = sorted(range(len(families)), key=lambda number: [list(sequence) for sequence in families[number]])
@@ -37,16 +35,16 @@ def prefix_rows(families: Sequence[Sequence[Sequence[int]]], time: int, *, share
     before: Sequence[int] = ()
     for number in order:
         members = families[number]
-        if not rows or len(rows[-1].tokens) + _growth(before, members, share) > time:
+        if not rows or len(rows[-1].tokens) + _growth(before, members) > time:
             if rows:
                 _close(rows[-1], open_path)
             rows.append(PrefixRow())
             open_path, before = [], ()
-            if (length := _growth((), members, share)) > time:
+            if (length := _growth((), members)) > time:
                 raise ValueError(f"family {number} takes {length} tokens; a row holds {time}")
         row = rows[-1]
         for member, sequence in enumerate(members):
-            common, start = common_length(before, sequence) if share else 0, len(row.tokens)
+            common, start = common_length(before, sequence), len(row.tokens)
             _close(row, open_path[common:])
             open_path = [*open_path[:common], *range(start, start + len(sequence) - common)]
             row.tokens += sequence[common:]
@@ -59,10 +57,10 @@ def prefix_rows(families: Sequence[Sequence[Sequence[int]]], time: int, *, share
     return rows
 
 
-def _growth(before: Sequence[int], members: Sequence[Sequence[int]], share: bool) -> int:
+def _growth(before: Sequence[int], members: Sequence[Sequence[int]]) -> int:
     """By how many tokens a row grows when a family comes behind a sequence."""
     pairs = zip([before, *members], members, strict=False)
-    return sum(len(member) - (common_length(last, member) if share else 0) for last, member in pairs)
+    return sum(len(member) - common_length(last, member) for last, member in pairs)
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:

@@ -48,8 +48,11 @@ class Computed(NamedTuple):
 
 class Scorer:
     """Scores families of up to `members` sequences of at most `longest` tokens. A row has room for at least two
-    sequences; one that is not full is padded to the next power of two. With splash attention every sequence stands by
-    itself."""
+    sequences; one that is not full is padded to the next power of two.
+
+    On TPUs too the attention is XLA's: the splash kernel computes no trees as deep as those of dialogues, and sharing
+    their beginnings saves more than it would.
+    """
 
     def __init__(
         self,
@@ -59,12 +62,10 @@ class Scorer:
         longest: int,
         members: int = 1,
         dtype: Any,
-        attention: decoder.Attention = "xla",
     ) -> None:
         if longest > cfg.max_position_embeddings:
             raise ModelError(f"{longest} tokens are more than the {cfg.max_position_embeddings} positions of the model")
-        self.cfg, self.mesh, self.dtype, self.attention = cfg, mesh, jnp.dtype(dtype), attention
-        self.share = attention == "xla"
+        self.cfg, self.mesh, self.dtype = cfg, mesh, jnp.dtype(dtype)
         self.longest, self.time = longest, max(2, members) * longest
         self.rows = rules.batch_shards(mesh)
         rows: Any = rules.batch_sharding(mesh, 1)
@@ -83,7 +84,7 @@ class Scorer:
 
     def rows_of(self, families: Sequence[Sequence[Sequence[int]]]) -> list[list[PrefixRow]]:
         """The sequences in rows, as many at a time as the mesh has batch shards."""
-        rows = prefix_rows(families, self.time, share=self.share)
+        rows = prefix_rows(families, self.time)
         return [rows[start : start + self.rows] for start in range(0, len(rows), self.rows)]
 
     def __call__(
@@ -180,7 +181,7 @@ class Scorer:
         targets: Int[Array, "rows Q"],
         count: Int[Array, ""],
     ) -> tuple[Computed, tuple[Array, Array, Array]]:
-        hidden, kv = decoder.forward(params, self.cfg, tokens, positions, ends, attention=self.attention)
+        hidden, kv = decoder.forward(params, self.cfg, tokens, positions, ends)
         chunk = min(CHUNK, places.shape[1])
 
         def score(number: Array, scores: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

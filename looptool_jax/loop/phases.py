@@ -26,7 +26,6 @@ from looptool_jax.loop.prompts import VerdictKind
 from looptool_jax.loop.run_config import RunConfig
 from looptool_jax.models import decoder, linear, lora
 from looptool_jax.models.config import DecoderConfig
-from looptool_jax.models.decoder import GroupLayout
 from looptool_jax.models.lora import LoraConfig
 from looptool_jax.models.presets import PRESETS
 from looptool_jax.parallel import rules
@@ -36,7 +35,7 @@ from looptool_jax.training.accumulate import check_rows
 from looptool_jax.training.grpo import make_grpo_step, make_logprob_step, trained_params
 from looptool_jax.training.optimizer import OptimizerConfig, TrainState, lay_out, make_optimizer
 from looptool_jax.training.policy import make_resharding
-from looptool_jax.training.rows import MicroBatch, abstract_rows
+from looptool_jax.training.rows import MicroBatch, abstract_rows, alignment
 from looptool_jax.training.sft import SftBatch, SftConfig, make_sft_step
 
 
@@ -191,16 +190,10 @@ class _Plan:
     def _grpo_rows(self) -> tuple[MicroBatch, tuple[int, ...]]:
         """The largest micro-batch, and smaller values of `train.grpo.micro_tokens` that make it smaller."""
         cfg = self.cfg.train
-        tokens, old = cfg.grpo.micro_tokens, cfg.updates > 1
-        layout = GroupLayout(cfg.answers.prompt_tokens, cfg.answers.answer_tokens)
-        if self.policy.attention == "xla":
-            smaller = tuple(tokens // n for n in (2, 4, 8) if tokens // n >= sum(layout))
-            return abstract_rows(self.shards, tokens, tokens, None, old), smaller
-        time = layout.prompt + cfg.group * layout.answer
-        each = max(1, tokens // time)
-        answers = cfg.group * layout.answer
-        smaller = tuple(max(n * time, sum(layout)) for n in range(each - 1, 0, -1))
-        return abstract_rows(self.shards * each, time, answers, layout, old), smaller
+        tokens, longest = cfg.grpo.micro_tokens, (cfg.answers.prompt_tokens, cfg.answers.answer_tokens)
+        alignment(self.policy.attention, tokens, *longest)
+        smaller = tuple(tokens // n for n in (2, 4, 8) if tokens // n >= sum(longest))
+        return abstract_rows(self.shards, tokens, tokens, cfg.updates > 1), smaller
 
     def warmup(self) -> Phase:
         cfg = self.cfg.warmup

@@ -144,7 +144,7 @@ class WarmupConfig:
     learning_rate: float = 1e-5
     warmup_share: float = 0.05
     micro_batches: int = 1
-    remat: bool = False
+    remat: decoder.Remat = "none"
     checkpoint_every: int = 50
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     seed: int = 0
@@ -181,7 +181,7 @@ def train_nano(cfg: NanoConfig, out_dir: str | Path, log: Log) -> None:
             model,
             mesh,
             OptimizerConfig(rate, "cosine", cfg.warmup_steps, steps, b2=0.98),
-            SftConfig(remat=True, compute_dtype="float32"),
+            SftConfig(remat="full", compute_dtype="float32"),
         )
 
     cursor = {"stage": 0, "chunk": 0, "done": 0, "step": 0}

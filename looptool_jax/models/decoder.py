@@ -29,21 +29,15 @@ from looptool_jax.models.linear import project
 from looptool_jax.models.moe import mixture
 from looptool_jax.models.rope import Rotation, rotate, rotation
 from looptool_jax.models.splash import splash_attend
-from looptool_jax.models.tree_attention import tree_attend
+from looptool_jax.models.tree_attention import ATTENDED, tree_attend
 from looptool_jax.parallel.rules import BATCH, batch_shards
 
 Params = dict[str, Any]
 Axes = tuple[str, ...]
 Attention = Literal["xla", "splash"]
+Remat = Literal["none", "attention", "full"]
 
 _ANY = PartitionSpec.UNCONSTRAINED
-
-
-class GroupLayout(NamedTuple):
-    """Rows of one prompt on `prompt` places and behind it answers on `answer` places each."""
-
-    prompt: int
-    answer: int
 
 
 class KV(NamedTuple):
@@ -125,30 +119,26 @@ def forward(
     positions: Int[Array, "batch time"],
     ends: Int[Array, "batch time"],
     *,
-    remat: bool = False,
+    remat: Remat = "none",
     attention: Attention = "xla",
-    group: GroupLayout | None = None,
 ) -> tuple[Float[Array, "batch time embed"], KV]:
     """Whole rows: training on packed rows, prefill of prompts, prompts with all of their answers.
 
     ends: one behind the place of the last token that sees this one; 0 is padding, whose results mean nothing. Token i
     sees token j where j <= i < ends[j] (`tree_attention`). What several tokens see is computed once, and their
     gradients add up in it.
-    group: where rows hold a prompt and its answers at fixed places. The splash kernel has to know; without it, it takes
-    rows of independent samples only, each of them one value of `ends`.
+    remat: what of a layer is computed again in the backward pass: nothing; everything but attention, whose results are
+    kept; or everything, so that only what comes into a layer is kept.
+    attention: the splash kernel takes trees that fork once at most, aligned as it wants them (`splash.alignment`).
 
     Returns:
         hidden after the final norm, and the keys and values [layers, batch, time, kv_heads, head_dim].
     """
-    time = tokens.shape[1]
     angles = rotation(cfg, positions)
+    attend_to = tree_attend if attention == "xla" else splash_attend
 
     def mix(q: Array, kv: KV) -> Array:
-        if attention == "xla":
-            return tree_attend(q, kv.k, kv.v, ends)
-        if group is None:
-            return splash_attend(q, kv.k, kv.v, ends, prompt=time, answer=time)
-        return splash_attend(q, kv.k, kv.v, (ends > 0).astype(jnp.int32), prompt=group.prompt, answer=group.answer)
+        return attend_to(q, kv.k, kv.v, ends)
 
     def layer(x_btd: Array, p: Params) -> tuple[Array, KV]:
         return _layer(cfg, p, x_btd, angles, mix)
@@ -269,8 +259,11 @@ def _rms_norm(cfg: DecoderConfig, x: Array, weight: Array) -> Array:
     return (y * weight.astype(jnp.float32)).astype(x.dtype)
 
 
-def _checkpointed(layer: Callable, remat: bool) -> Callable:
-    return jax.checkpoint(layer, prevent_cse=False) if remat else layer
+def _checkpointed(layer: Callable, remat: Remat) -> Callable:
+    if remat == "none":
+        return layer
+    kept = jax.checkpoint_policies.save_only_these_names(*(ATTENDED,) if remat == "attention" else ())
+    return jax.checkpoint(layer, prevent_cse=False, policy=kept)
 
 
 def _matrix(shape: tuple[int, ...], axes: Axes, std: float, *, rngs: nnx.Rngs, dtype: DTypeLike) -> nnx.Param:

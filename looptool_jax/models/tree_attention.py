@@ -20,12 +20,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from looptool_jax.parallel.rules import BATCH, batch_shards
 
 BLOCK = 256  # most queries and keys of a pair
+ATTENDED = "attended"  # the name of what the backward pass needs and checkpointing may keep
 
 _MASKED = -1e30
 
@@ -105,8 +107,8 @@ def _forward(q: Array, k: Array, v: Array, ends: Array) -> tuple[Array, tuple]:
     start = (jnp.zeros(shape, jnp.float32), jnp.zeros(shape[:-1], jnp.float32), jnp.full(shape[:-1], _MASKED))
     out, total, top = jax.lax.fori_loop(0, pairs.seen, add, start)
     total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
-    out = (out / total[..., None]).astype(q.dtype).transpose(0, 3, 1, 2, 4)
-    return out, (q, k, v, ends, out, top + jnp.log(total))
+    out = checkpoint_name((out / total[..., None]).astype(q.dtype).transpose(0, 3, 1, 2, 4), ATTENDED)
+    return out, (q, k, v, ends, out, checkpoint_name(top + jnp.log(total), ATTENDED))
 
 
 def _backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:

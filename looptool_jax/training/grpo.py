@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +44,9 @@ class GrpoConfig:
     kl_coefficient: float = 0.0  # of KL(policy || old policy), the k3 estimator
     ratio: Literal["token", "sequence"] = "token"  # "sequence": one ratio per answer, as Eq. 2 is written
     loss_agg: Literal["token-mean", "seq-mean-token-mean"] = "token-mean"
-    micro_tokens: int = 16384  # of a micro-batch on one batch shard (splash: or one whole group)
-    logprob_chunk: int = 1024  # answer tokens of a row whose logits exist at once
-    remat: bool = False
+    micro_tokens: int = 16384  # of a micro-batch on one batch shard
+    logprob_chunk: int = 512  # answer tokens of a row whose logits exist at once
+    remat: decoder.Remat = "attention"  # what is computed again in the backward pass, see `decoder.forward`
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the model's passes; parameters keep their own
 
     def __post_init__(self) -> None:
@@ -56,6 +56,8 @@ class GrpoConfig:
             raise ValueError(f"grpo.loss_agg is {self.loss_agg!r}: use 'token-mean' or 'seq-mean-token-mean'")
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"grpo.compute_dtype is {self.compute_dtype!r}: use 'float32' or 'bfloat16'")
+        if self.remat not in get_args(decoder.Remat):
+            raise ValueError(f"grpo.remat is {self.remat!r}: use 'none', 'attention' or 'full'")
         for name, low in (("clip_low", 0), ("clip_high", 0), ("micro_tokens", 1), ("logprob_chunk", 1)):
             at_least(f"grpo.{name}", getattr(self, name), low)
         if self.ratio == "sequence" and self.loss_agg == "token-mean":
@@ -266,7 +268,7 @@ def answer_logprobs(
     params = cast(params, grpo.compute_dtype)
     hidden, _ = decoder.forward(
         params, cfg, micro.tokens, micro.positions, micro.ends,
-        remat=grpo.remat, attention=attention, group=micro.layout,
+        remat=grpo.remat, attention=attention,
     )  # fmt: skip
     hidden = jnp.take_along_axis(hidden, micro.sources[..., None], axis=1)
     logprobs = token_logprobs(params, cfg, hidden, micro.targets, grpo.logprob_chunk, temperature)

@@ -15,7 +15,6 @@ from jaxtyping import Float, PRNGKeyArray
 
 from looptool_jax.models import decoder, hf
 from looptool_jax.models.config import DecoderConfig, ModelError
-from looptool_jax.models.decoder import GroupLayout
 from looptool_jax.models.lora import LoraConfig, init_adapters, save_adapters
 from looptool_jax.parallel import rules
 from looptool_jax.parallel.residents import Resident, Turns
@@ -29,7 +28,7 @@ from looptool_jax.training.grpo import (
     trained_params,
 )
 from looptool_jax.training.optimizer import OptimizerConfig, TrainState, init_state, lay_out, make_optimizer
-from looptool_jax.training.rows import Group, Update, fixed_rows, packed_rows
+from looptool_jax.training.rows import Group, alignment, packed_rows
 
 if TYPE_CHECKING:
     from looptool_jax.inference.lm import LanguageModel
@@ -76,8 +75,10 @@ class PolicyTrainer:
             raise ModelError("policy.dtype: int8 weights cannot be trained; set train.lora, or use bfloat16")
         if lora is not None and lm.adapters is not None and lm.adapters[1] != lora:
             raise ModelError(f"train.lora: {lora} does not fit the policy's adapters: {lm.adapters[1]}")
-        self.lm, self.checkpoints, self.longest, self.lora = lm, checkpoints, longest, lora
-        self.micro_tokens = grpo.micro_tokens
+        self.lm, self.checkpoints, self.lora = lm, checkpoints, lora
+        align = alignment(lm.attention, grpo.micro_tokens, *longest)
+        shards = rules.batch_shards(lm.mesh)
+        self._rows = partial(packed_rows, micro_tokens=grpo.micro_tokens, shards=shards, align=align)
         tx = make_optimizer(optimizer)
         self.shardings, self._abstract = lay_out(tx, *trained_params(lm.cfg, lora), lm.mesh)
         placed = self.shardings.params
@@ -134,13 +135,6 @@ class PolicyTrainer:
             name: round(float(np.sum(column) if name in COUNTS else np.mean(column)), 8)
             for name, column in columns.items()
         }
-
-    def _rows(self, groups: Sequence[Group]) -> Update:
-        """The rows of one optimiser step, as the attention wants them."""
-        shards = rules.batch_shards(self.lm.mesh)
-        if self.lm.attention == "xla":
-            return packed_rows(groups, self.micro_tokens, shards)
-        return fixed_rows(groups, GroupLayout(*self.longest), self.micro_tokens, shards)
 
     def save(self, step: int) -> None:
         """Checkpoint after `step` batches; earlier ones are removed."""

@@ -1,8 +1,8 @@
 """The rows of a GRPO update: prompts, each with all of its answers behind it.
 
-A prompt is computed once for its whole group. Packed rows hold several groups without gaps, up to a budget of tokens,
-so that little is computed for padding; splash attention (TPU) needs prompt and answers at fixed places, a group a row.
-Both are the same arrays: which token sees which is said by `ends` (`models.tree_attention`).
+A prompt is computed once for its whole group. Rows hold several groups, up to a budget of tokens, so that little is
+computed for padding; which token sees which is said by `ends` (`models.tree_attention`). There are no gaps, but where
+splash attention (TPU) asks for an alignment of prompts and answers.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from looptool_jax.models.decoder import GroupLayout
-from looptool_jax.parallel.compilation import bucket
+from looptool_jax.models import decoder, splash
+from looptool_jax.models.config import ModelError
+from looptool_jax.models.splash import Alignment
 
-SMALLEST_BUCKET = 32
+NO_GAPS = Alignment()
 PIECES = 8  # the place for answer tokens grows by such a part of a row, so that few shapes are compiled
 
 AnyArray = Any  # a jax.Array or a NumPy array
@@ -40,7 +41,7 @@ class Group(NamedTuple):
         "tokens", "positions", "ends", "sources", "targets", "answers", "advantages", "token_shares", "answer_shares",
         "old_logprobs",
     ),
-    meta_fields=("layout",),
+    meta_fields=(),
 )  # fmt: skip
 @dataclass(frozen=True)
 class MicroBatch:
@@ -60,7 +61,6 @@ class MicroBatch:
     token_shares: Float[AnyArray, "rows A"]  # 1 / answer tokens of the update
     answer_shares: Float[AnyArray, "rows A"]  # 1 / (tokens of this answer x answers of the update)
     old_logprobs: Float[AnyArray, "rows A"] | None = None  # None: the policy that is being updated (ratio 1)
-    layout: GroupLayout | None = None  # fixed places; None: packed
 
 
 class Update(NamedTuple):
@@ -71,7 +71,30 @@ class Update(NamedTuple):
     prompt_tokens: int  # of each group once
 
 
-def packed_rows(groups: Sequence[Group], micro_tokens: int, shards: int) -> Update:
+def alignment(attention: decoder.Attention, micro_tokens: int, prompt: int, answer: int) -> Alignment:
+    """How prompts and answers of up to so many tokens stand in rows of `micro_tokens`.
+
+    Raises ModelError, naming the setting, where the attention cannot compute such rows.
+    """
+    if attention == "xla":
+        return NO_GAPS
+    for name, size, most in (
+        ("train.grpo.micro_tokens", micro_tokens, splash.LONGEST_ROW),
+        ("train.answers.answer_tokens", answer, splash.LONGEST_BRANCH),
+    ):
+        if size > most:
+            raise ModelError(f"{name}: splash attention takes up to {most} tokens, not {size}")
+    align = splash.alignment(micro_tokens)
+    needed = prompt + -prompt % align.trunk + answer
+    if needed > micro_tokens:
+        raise ModelError(
+            f"train.grpo.micro_tokens: splash attention needs {needed} places for the longest prompt with an answer "
+            f"(train.answers), not {micro_tokens}"
+        )
+    return align
+
+
+def packed_rows(groups: Sequence[Group], micro_tokens: int, shards: int, align: Alignment = NO_GAPS) -> Update:
     """Groups in rows of `micro_tokens` places, the longest first, each in the first row that has room for it.
 
     A group that is longer than a row is cut between its answers, and each part has the prompt. One micro-batch is
@@ -80,79 +103,58 @@ def packed_rows(groups: Sequence[Group], micro_tokens: int, shards: int) -> Upda
     Raises ValueError where a prompt with one answer is longer than a row.
     """
     rows: list[list[Group]] = []
-    free: list[int] = []
-    for part in sorted((p for group in groups for p in _parts(group, micro_tokens)), key=_length, reverse=True):
-        row = next((i for i, room in enumerate(free) if room >= _length(part)), len(rows))
+    filled: list[int] = []
+    for part in sorted((p for group in groups for p in _parts(group, micro_tokens, align)), key=_length, reverse=True):
+        ends = ((i, _span(part, start, align).stop) for i, start in enumerate(filled))
+        row, end = next(((i, end) for i, end in ends if end <= micro_tokens), (len(rows), 0))
         if row == len(rows):
             rows.append([])
-            free.append(micro_tokens)
+            filled.append(0)
+            end = _span(part, 0, align).stop
         rows[row].append(part)
-        free[row] -= _length(part)
+        filled[row] = end
     rows += [[]] * (-len(rows) % shards)
     most = max(sum(len(answer) for part in row for answer in part.answers) for row in rows)
     piece = -(-micro_tokens // PIECES)
     room = max(1, -(-most // piece)) * piece
     totals = _Totals.of(groups)
-    made = [_row(row, micro_tokens, room, None) for row in rows]
-    return Update(_micro_batches(made, shards, None, totals), totals.tokens, totals.prompt_tokens)
+    made = [_row(row, micro_tokens, room, align) for row in rows]
+    return Update(_micro_batches(made, shards, totals), totals.tokens, totals.prompt_tokens)
 
 
-def fixed_rows(groups: Sequence[Group], longest: GroupLayout, micro_tokens: int, shards: int) -> Update:
-    """One group a row, at fixed places: prompt and answers are padded to powers of two, or to what is `longest`.
-
-    Groups of one layout come together. A micro-batch has, for each shard, the rows that `micro_tokens` hold, or one.
-
-    Raises ValueError where a prompt or an answer is longer than the longest. All groups have equally many answers.
-    """
-    totals, micro_batches = _Totals.of(groups), []
-    by_layout: dict[GroupLayout, list[Group]] = {}
-    for group in groups:
-        sizes = GroupLayout(len(group.prompt), max(map(len, group.answers)))
-        if sizes.prompt > longest.prompt or sizes.answer > longest.answer:
-            raise ValueError(f"a prompt or an answer is longer than the longest: {sizes}, {longest}")
-        layout = GroupLayout(*(bucket(size, SMALLEST_BUCKET, most) for size, most in zip(sizes, longest, strict=True)))
-        by_layout.setdefault(layout, []).append(group)
-    for layout, members in sorted(by_layout.items()):
-        answers = len(members[0].answers) * layout.answer
-        time = layout.prompt + answers
-        needed = -(-len(members) // shards)
-        each = shards * min(max(1, micro_tokens // time), 1 << (needed - 1).bit_length())
-        rows = [[group] for group in members]
-        rows += [[]] * (-len(rows) % each)
-        micro_batches += _micro_batches([_row(row, time, answers, layout) for row in rows], each, layout, totals)
-    return Update(micro_batches, totals.tokens, totals.prompt_tokens)
-
-
-def abstract_rows(rows: int, time: int, answer_tokens: int, layout: GroupLayout | None, old: bool) -> MicroBatch:
+def abstract_rows(rows: int, time: int, answer_tokens: int, old: bool) -> MicroBatch:
     """The shapes of a micro-batch. old: with old log-probs."""
     ids, learnt = (jax.ShapeDtypeStruct((rows, size), jnp.int32) for size in (time, answer_tokens))
     numbers = jax.ShapeDtypeStruct((rows, answer_tokens), jnp.float32)
-    return MicroBatch(
-        ids, ids, ids, learnt, learnt, learnt, numbers, numbers, numbers, numbers if old else None, layout
-    )
+    return MicroBatch(ids, ids, ids, learnt, learnt, learnt, numbers, numbers, numbers, numbers if old else None)
 
 
 def _length(part: Group) -> int:
     return len(part.prompt) + sum(map(len, part.answers))
 
 
-def _parts(group: Group, most: int) -> list[Group]:
+def _span(part: Group, free: int, align: Alignment) -> slice:
+    """The places of a part in a row that is free from a place on."""
+    start = free + -(free + len(part.prompt)) % align.trunk
+    answers = sum(len(answer) + -len(answer) % align.branch for answer in part.answers[:-1])
+    return slice(start, start + len(part.prompt) + answers + len(part.answers[-1]))
+
+
+def _parts(group: Group, most: int, align: Alignment) -> list[Group]:
     """The group, or where it is too long, the prompt with some of the answers at a time."""
-    parts: list[list[int]] = []
-    room = 0
-    for number, answer in enumerate(group.answers):
-        if len(group.prompt) + len(answer) > most:
+    parts: list[Group] = []
+    for answer, advantage in zip(group.answers, group.advantages, strict=True):
+        if parts:
+            longer = Group(group.prompt, [*parts[-1].answers, answer], [*parts[-1].advantages, advantage])
+            if _span(longer, 0, align).stop <= most:
+                parts[-1] = longer
+                continue
+        parts.append(Group(group.prompt, [answer], [advantage]))
+        if _span(parts[-1], 0, align).stop > most:
             raise ValueError(
                 f"a prompt of {len(group.prompt)} tokens with an answer of {len(answer)} is longer than a row of {most}"
             )
-        if not parts or len(answer) > room:
-            parts.append([])
-            room = most - len(group.prompt)
-        parts[-1].append(number)
-        room -= len(answer)
-    return [
-        Group(group.prompt, [group.answers[i] for i in part], [group.advantages[i] for i in part]) for part in parts
-    ]
+    return parts
 
 
 class _Row:
@@ -164,14 +166,14 @@ class _Row:
         self.advantages = np.zeros(answer_tokens, np.float32)
 
 
-def _row(groups: Sequence[Group], time: int, answer_tokens: int, layout: GroupLayout | None) -> _Row:
+def _row(groups: Sequence[Group], time: int, answer_tokens: int, align: Alignment) -> _Row:
     row = _Row(time, answer_tokens)
-    start = count = filled = 0
+    free = count = filled = 0
     for group in groups:
-        prompt = len(group.prompt)
-        end = time if layout else start + _length(group)
-        _write(row, start, group.prompt, 0, end)
-        last, start = start + prompt - 1, start + (layout.prompt if layout else prompt)
+        span, prompt = _span(group, free, align), len(group.prompt)
+        _write(row, span.start, group.prompt, 0, span.stop)
+        start = span.start + prompt
+        last = start - 1
         for answer, advantage in zip(group.answers, group.advantages, strict=True):
             size = len(answer)
             _write(row, start, answer, prompt, start + size)
@@ -180,7 +182,8 @@ def _row(groups: Sequence[Group], time: int, answer_tokens: int, layout: GroupLa
             row.targets[learnt], row.answers[learnt] = answer, count
             row.advantages[learnt], row.lengths[learnt] = advantage, size
             filled, count = filled + size, count + 1
-            start += layout.answer if layout else size
+            start += size + -size % align.branch
+        free = span.stop
     return row
 
 
@@ -203,7 +206,7 @@ class _Totals(NamedTuple):
         return _Totals(sum(lengths), sum(map(bool, lengths)), sum(len(group.prompt) for group in groups))
 
 
-def _micro_batches(rows: list[_Row], each: int, layout: GroupLayout | None, totals: _Totals) -> list[MicroBatch]:
+def _micro_batches(rows: list[_Row], each: int, totals: _Totals) -> list[MicroBatch]:
     micro_batches = []
     for start in range(0, len(rows), each):
         part = rows[start : start + each]
@@ -215,5 +218,5 @@ def _micro_batches(rows: list[_Row], each: int, layout: GroupLayout | None, tota
             "answer_shares": there / (np.maximum(sizes, 1) * max(1, totals.answers)),
         }
         columns |= {name: share.astype(np.float32) for name, share in shares.items()}
-        micro_batches.append(MicroBatch(**columns, layout=layout))
+        micro_batches.append(MicroBatch(**columns))
     return micro_batches

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,14 @@ from looptool_jax.training.optimizer import TrainState, apply_gradients
 class SftConfig:
     micro_batches: int = 1
     logprob_chunk: int = 256  # time positions whose logits exist at once
-    remat: bool = False
+    remat: decoder.Remat = "none"
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the model's passes; parameters keep their own
 
     def __post_init__(self) -> None:
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"sft.compute_dtype is {self.compute_dtype!r}: use 'float32' or 'bfloat16'")
+        if self.remat not in get_args(decoder.Remat):
+            raise ValueError(f"sft.remat is {self.remat!r}: use 'none', 'attention' or 'full'")
         at_least("sft.micro_batches", self.micro_batches, 1)
         at_least("sft.logprob_chunk", self.logprob_chunk, 1)
 

@@ -22,9 +22,9 @@ def test_a_dialogue_stands_once():
     assert len(row.tokens) == 6
 
 
-@given(families, st.booleans())
-def test_every_sequence_sees_itself_and_nothing_else(families, share):
-    rows = prefix_rows(families, 40, share=share)
+@given(families)
+def test_every_sequence_sees_itself_and_nothing_else(families):
+    rows = prefix_rows(families, 40)
     found = {}
     for row in rows:
         assert len(row.tokens) == len(row.positions) == len(row.ends) <= 40
@@ -45,10 +45,6 @@ def test_a_common_beginning_stands_once(families):
     [row] = prefix_rows(families, 10_000)
     prefixes = {tuple(s[: i + 1]) for [s] in families for i in range(len(s))}
     assert len(row.tokens) == len(prefixes)
-    [alone] = prefix_rows(families, 10_000, share=False)
-    assert len(alone.tokens) == sum(len(s) for [s] in families)
-    for [path] in zip(alone.paths.values(), strict=True):
-        assert len({alone.ends[place] for place in path}) == 1
 
 
 def test_what_fits_no_row_is_an_error():

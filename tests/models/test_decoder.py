@@ -49,7 +49,7 @@ def plain_ends(valid):
     return np.where(valid, valid.sum(axis=1, keepdims=True), 0).astype(np.int32)
 
 
-def groups(params, cfg, remat=False):
+def groups(params, cfg, remat="none"):
     """The example as rows of a prompt and its answers: hidden of the prompts and of the answers."""
     prompts, answers, valid, positions = example()
     time = P + G * R
@@ -61,7 +61,7 @@ def groups(params, cfg, remat=False):
     return hidden[:, :P], hidden[:, P:].reshape(N, G, R, -1)
 
 
-def shared(params, cfg, remat=False):
+def shared(params, cfg, remat="none"):
     return groups(params, cfg, remat)[1]
 
 
@@ -93,7 +93,7 @@ def test_gradients_through_the_shared_prompt_equal_those_of_repeated_prompts():
     def gradient(run):
         return jax.jit(jax.grad(lambda params: jnp.sum(run(params, QWEN3) * target)))(params)
 
-    ours, theirs = gradient(partial(shared, remat=True)), gradient(repeated)
+    ours, theirs = gradient(partial(shared, remat="full")), gradient(repeated)
     for path, expected in jax.tree.leaves_with_path(theirs):
         found = dict(jax.tree.leaves_with_path(ours))[path]
         assert jnp.linalg.norm(found - expected) <= 1e-5 * jnp.linalg.norm(expected), path
@@ -146,13 +146,24 @@ def test_padding_and_other_samples_do_not_matter():
     assert bool(jnp.isfinite(hidden).all())
 
 
-def test_remat_changes_nothing():
+def test_what_is_computed_again_changes_nothing():
+    """Loops over pairs of blocks tell how often attention is computed: forward, backward, and again for "full"."""
     params = sharp_params(QWEN3)
     prompts, _, valid, _ = example()
     rows = np.broadcast_to(np.arange(P), (N, P))
-    plain, _ = forward(params, QWEN3, prompts, rows, plain_ends(valid))
-    remat, _ = forward(params, QWEN3, prompts, rows, plain_ends(valid), remat=True)
-    np.testing.assert_allclose(plain, remat, atol=1e-6)
+
+    def loss(remat, params):
+        hidden, _ = decoder.forward(params, QWEN3, prompts, rows, plain_ends(valid), remat=remat)
+        return (jnp.where(valid[..., None], hidden, 0.0) ** 3).sum()
+
+    found = {how: jax.jit(jax.grad(partial(loss, how))) for how in ("none", "attention", "full")}
+    loops = {how: str(gradient.trace(params).jaxpr).count("while[") for how, gradient in found.items()}
+    assert loops == {"none": 2, "attention": 2, "full": 3}
+    plain = found["none"](params)
+    for how in ("attention", "full"):
+        for path, expected in jax.tree.leaves_with_path(plain):
+            again = dict(jax.tree.leaves_with_path(found[how](params)))[path]
+            assert jnp.linalg.norm(again - expected) <= 1e-6 * jnp.linalg.norm(expected), (how, path)
 
 
 def test_bfloat16():

@@ -108,7 +108,7 @@ def test_gradients(architecture, make_hf_model):
     def gradient(params):
         ids = jnp.asarray(tokens)
         rows = jnp.broadcast_to(jnp.arange(12), ids.shape)
-        hidden, _ = forward(params, cfg, ids, rows, jnp.full_like(ids, 12), remat=True)
+        hidden, _ = forward(params, cfg, ids, rows, jnp.full_like(ids, 12), remat="full")
         scores = jax.nn.log_softmax(logits(params, cfg, hidden[:, :-1]))
         return jnp.take_along_axis(scores, ids[:, 1:, None], -1).sum()
 

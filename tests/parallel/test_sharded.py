@@ -53,7 +53,7 @@ def example(cfg):
 
 def loss(cfg, params, micro):
     """Log-probabilities of the answers on shared prompts (prompt and answer both matter to the gradient)."""
-    hidden, _ = forward(params, cfg, micro.tokens, micro.positions, micro.ends, remat=True)
+    hidden, _ = forward(params, cfg, micro.tokens, micro.positions, micro.ends, remat="full")
     hidden = jnp.take_along_axis(hidden, micro.sources[..., None], axis=1)
     scores = jax.nn.log_softmax(logits(params, cfg, hidden))
     return -(jnp.take_along_axis(scores, micro.targets[..., None], -1)[..., 0] * micro.token_shares).sum()

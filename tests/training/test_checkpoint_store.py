@@ -83,8 +83,9 @@ SAVE = """
 
 
 def saving(root: str, step: int, environment: dict[str, str], before: str = "") -> subprocess.Popen[str]:
+    code = f"{before}\n{textwrap.dedent(SAVE)}"
     return subprocess.Popen(
-        [sys.executable, "-c", f"{before}\n{textwrap.dedent(SAVE)}", root, str(step)], stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        [sys.executable, "-c", code, root, str(step)], stderr=subprocess.PIPE, text=True, cwd=ROOT,
         env={**os.environ, **environment},
     )  # fmt: skip
 

@@ -292,7 +292,7 @@ def test_clipped_gradient(params, seed):
 
 def test_group_of_one_with_every_option(params):
     grpo = GrpoConfig(
-        compute_dtype="float32", kl_coefficient=0.3, loss_agg="seq-mean-token-mean", remat=True, micro_tokens=20
+        compute_dtype="float32", kl_coefficient=0.3, loss_agg="seq-mean-token-mean", remat="full", micro_tokens=20
     )
     batch = with_old_logprobs(params, random_batch(5, 5, 1, 7, 5), 5, spread=0.6)
     loss, expected, regions = plain_gradients(params, grpo, batch)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from looptool_jax.models.decoder import GroupLayout
-from looptool_jax.training.rows import Group, Update, fixed_rows, packed_rows
+from looptool_jax.models.config import ModelError
+from looptool_jax.models.splash import Alignment
+from looptool_jax.training.rows import Group, Update, alignment, packed_rows
 
 TWO = [Group([5, 6], [[1, 2], [3]], [1.0, -1.0]), Group([7], [[4], [9, 8, 9]], [0.5, 2.0])]
 
@@ -28,27 +29,31 @@ def test_packed():
     assert (update.answer_tokens, update.prompt_tokens) == (7, 3)
 
 
-def test_at_fixed_places():
-    update = fixed_rows(TWO, GroupLayout(3, 3), micro_tokens=1, shards=1)
-    first, second = update.micro_batches
-    assert first.tokens.tolist() == [[5, 6, 0, 1, 2, 0, 3, 0, 0]]
-    assert first.positions.tolist() == [[0, 1, 0, 2, 3, 0, 2, 0, 0]]
-    assert first.ends.tolist() == [[9, 9, 0, 5, 5, 0, 7, 0, 0]]
-    assert second.sources.tolist() == [[0, 0, 6, 7, 0, 0]] and second.targets.tolist() == [[4, 9, 8, 9, 0, 0]]
-    assert first.layout == GroupLayout(3, 3) and (update.answer_tokens, update.prompt_tokens) == (7, 3)
-    [both] = fixed_rows(TWO, GroupLayout(3, 3), micro_tokens=18, shards=1).micro_batches
-    assert both.tokens.shape == (2, 9)
-    for layout in (GroupLayout(1, 3), GroupLayout(2, 2)):
-        with pytest.raises(ValueError, match="longer than the longest"):
-            fixed_rows(TWO, layout, 18, 1)
+def test_aligned():
+    """Prompts end at multiples of 4, answers start at multiples of 2."""
+    align = Alignment(4, 2)
+    [micro] = packed_rows(TWO, 16, 1, align).micro_batches
+    assert micro.tokens.tolist() == [[0, 0, 5, 6, 1, 2, 3, 7, 4, 0, 9, 8, 9, 0, 0, 0]]
+    assert micro.positions.tolist() == [[0, 0, 0, 1, 2, 3, 2, 0, 1, 0, 1, 2, 3, 0, 0, 0]]
+    assert micro.ends.tolist() == [[0, 0, 7, 7, 6, 6, 7, 13, 9, 0, 13, 13, 13, 0, 0, 0]]
+    assert micro.sources.tolist() == [[3, 4, 3, 7, 7, 10, 11, 0]]
+    first, second = packed_rows(TWO, 12, 1, align).micro_batches
+    assert first.tokens.tolist() == [[0, 0, 5, 6, 1, 2, 3, 0, 0, 0, 0, 0]]
+    assert second.tokens.tolist() == [[0, 0, 0, 7, 4, 0, 9, 8, 9, 0, 0, 0]]
+    with pytest.raises(ValueError, match="longer than a row of 6"):
+        packed_rows(TWO, 6, 1, align)
 
 
-def test_fixed_places_are_few_and_short_ones_are_not_padded_to_the_longest():
-    groups = [Group([1] * prompt, [[2] * answer] * 4, [0.0] * 4) for prompt in (5, 40, 300) for answer in (3, 33, 90)]
-    update = fixed_rows(groups, GroupLayout(500, 100), 1, 1)
-    layouts = {micro.layout for micro in update.micro_batches}
-    assert layouts == {GroupLayout(p, a) for p in (32, 64, 500) for a in (32, 64, 100)}
-    assert sum(micro.token_shares.sum() for micro in update.micro_batches) == pytest.approx(1, rel=1e-5)
+def test_what_splash_attention_cannot_compute_is_an_error():
+    assert alignment("xla", 10**6, 10**5, 10**5) == Alignment()
+    assert alignment("splash", 16384, 10_000, 1024) == Alignment(130, 2)
+    for sizes, message in (
+        ((600_000, 10, 10), r"train.grpo.micro_tokens: splash attention takes up to 520192 tokens, not 600000"),
+        ((16384, 10, 5000), r"train.answers.answer_tokens: splash attention takes up to 4096 tokens, not 5000"),
+        ((1024, 501, 521), r"train.grpo.micro_tokens: splash attention needs 1025 places .* not 1024"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            alignment("splash", *sizes)
 
 
 def test_a_prompt_that_fits_no_row_is_an_error():
@@ -76,8 +81,13 @@ def contents(update: Update) -> list[tuple]:
 
 
 @settings(deadline=None)
-@given(seed=st.integers(0, 10_000), micro_tokens=st.integers(16, 80), shards=st.integers(1, 4))
-def test_nothing_is_lost_and_every_answer_sees_its_prompt_and_itself(seed, micro_tokens, shards):
+@given(
+    seed=st.integers(0, 10_000),
+    micro_tokens=st.integers(24, 80),
+    shards=st.integers(1, 4),
+    align=st.sampled_from([Alignment(), Alignment(8, 4)]),
+)
+def test_nothing_is_lost_and_every_answer_sees_its_prompt_and_itself(seed, micro_tokens, shards, align):
     rng = np.random.default_rng(seed)
     groups = [
         Group(
@@ -88,7 +98,7 @@ def test_nothing_is_lost_and_every_answer_sees_its_prompt_and_itself(seed, micro
         for _ in range(rng.integers(1, 9))
     ]
     groups = [g._replace(advantages=np.float32(rng.normal(size=len(g.answers))).tolist()) for g in groups]
-    update = packed_rows(groups, micro_tokens, shards)
+    update = packed_rows(groups, micro_tokens, shards, align)
     assert {micro.tokens.shape for micro in update.micro_batches} == {(shards, micro_tokens)}
     expected = [
         (tuple(group.prompt), tuple(answer), advantage)

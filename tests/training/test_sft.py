@@ -103,7 +103,7 @@ def test_gradient_equals_that_of_unpacked_examples():
     one, eight = make_mesh(MeshConfig(), jax.devices()[:1]), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     for mesh, sft in (
         (one, SftConfig(compute_dtype="float32", logprob_chunk=8, micro_batches=4)),
-        (eight, SftConfig(compute_dtype="float32", micro_batches=2, remat=True)),
+        (eight, SftConfig(compute_dtype="float32", micro_batches=2, remat="full")),
     ):
         found, metrics = recorded_gradients(mesh, sft, params, batch)
         assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
