@@ -2,9 +2,9 @@
 
     python benchmarks/compile.py [--config paper_8b] [--slice v5e:8x8]
 
-The gradient of one longest prompt with all of its answers on every batch shard, and of the same answers behind a copy of
-the prompt each: bytes by the compiler's own accounting, FLOPs counted from shapes (the compiler counts the body of a scan
-once). Needs the tpu extra, no TPU.
+The gradient of one longest prompt with all of its answers on every batch shard, and of the same answers behind a copy
+of the prompt each: bytes by the compiler's own accounting, FLOPs counted from shapes (the compiler counts the body of a
+scan once). Needs the tpu extra, no TPU.
 """
 
 from __future__ import annotations

@@ -16,7 +16,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("reproducible", derandomize=True)
+settings.load_profile("reproducible")
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"

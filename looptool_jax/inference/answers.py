@@ -130,7 +130,8 @@ class Answerer:
             Request(sample.id, self.prompt(sample), key, temperature, cfg.answer_tokens)
             for sample, key in zip(samples, keys, strict=True)
         ]
-        groups = self._run(requests, cfg, on_tokens, group=group)
+        engine = self.engine(cfg, group=group)
+        groups = generate(engine, self.lm.params, requests, _increments(on_tokens)) if requests else []
         return [[self._answer(completion) for completion in completions] for completions in groups]
 
     def chat(
@@ -143,7 +144,11 @@ class Answerer:
         top_p: float = 1.0,
         top_k: int = 0,
     ) -> list[Answer]:
-        """One reply for each request. A prompt that does not fit gets an empty answer (finish "prompt_too_long")."""
+        """One reply for each request. A prompt that does not fit gets an empty answer (finish "prompt_too_long").
+
+        What prompts have in common at their beginning is computed once: both orders of a judgement, expansions of one
+        error, turns of one dialogue.
+        """
         prompts = [self.lm.tokenizer.encode_prompt(request.messages, (), self.thinking) for request in requests]
         fits = [len(prompt) <= cfg.prompt_tokens for prompt in prompts]
         runnable = [
@@ -151,7 +156,8 @@ class Answerer:
             for request, prompt, fit in zip(requests, prompts, fits, strict=True)
             if fit
         ]
-        replies = iter(self._run(runnable, cfg, on_tokens, top_p=top_p, top_k=top_k))
+        engine, scorer = self.engine(cfg, top_p=top_p, top_k=top_k), self.prompt_scorer(cfg)
+        replies = iter(generate(engine, self.lm.params, runnable, _increments(on_tokens), scorer) if runnable else ())
         return [self._reply(next(replies)[0]) if fit else Answer("", [], [], "prompt_too_long") for fit in fits]
 
     def choose(
@@ -198,16 +204,13 @@ class Answerer:
         """What checks the drafts of `greedy`."""
         return self.lm.scorer(longest=cfg.prompt_tokens + cfg.answer_tokens, members=DRAFTS)
 
+    def prompt_scorer(self, cfg: AnswerConfig) -> Scorer:
+        """What computes the prompts of `chat`."""
+        return self.lm.scorer(longest=cfg.prompt_tokens)
+
     def chooser(self, cfg: AnswerConfig, choices: int) -> Scorer:
         """What scores the replies of `choose`."""
         return self.lm.scorer(longest=cfg.prompt_tokens + CHOICE_TOKENS, members=choices)
-
-    def _run(
-        self, requests: Sequence[Request], cfg: AnswerConfig, on_tokens: OnTokens, **more: Any
-    ) -> list[list[Completion]]:
-        if not requests:
-            return []
-        return generate(self.engine(cfg, **more), self.lm.params, requests, _increments(on_tokens))
 
     def _reply(self, completion: Completion) -> Answer:
         ids = completion.tokens[:-1] if completion.finish == "stop" else completion.tokens

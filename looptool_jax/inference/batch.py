@@ -1,16 +1,17 @@
 """Deterministic continuous batching: one loop that every host of a pod runs identically.
 
-Requests enter free slots in their order, and a slot is free again when all answers of its group have ended. What a
-request gets does not depend on the others: a prompt is computed in a batch of fixed size at the bucket of its own
-length, decoding always runs over all slots, and random keys belong to requests.
+Requests enter free slots, and a slot is free again when all answers of its group have ended. What a request gets does
+not depend on the others: a prompt is computed in a batch of fixed size at the bucket of its own length, decoding always
+runs over all slots, and random keys belong to requests. Where prompts share their beginnings (`scorer`), the last bits
+depend on what is computed together.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from looptool_jax.parallel.processes import stop_if_preempted
 
 if TYPE_CHECKING:
     from looptool_jax.inference.engine import DecoderEngine, Prefix
+    from looptool_jax.inference.scoring import Scorer
     from looptool_jax.models.decoder import Params
 
 
@@ -70,9 +72,11 @@ def generate(
     params: Params,
     requests: Sequence[Request],
     on_progress: Callable[[int, int], None] | None = None,
+    scorer: Scorer | None = None,
 ) -> list[list[Completion]]:
     """All answers of all requests, in the order of the requests. The engine is empty before and after.
 
+    scorer: computes the prompts, what several begin with once; None: the engine does, one by one in their order.
     on_progress(finished requests, generated tokens) is called after every device sync.
 
     Raises:
@@ -82,13 +86,15 @@ def generate(
     for request in requests:
         check(engine, request)
     decoding = Decoding(engine, params)
-    waiting = deque(enumerate(requests))
-    while waiting or decoding.busy:
+    waiting = iter(enumerate(requests))
+    prompts = None if scorer is None else scorer.prompts(decoding.params, [request.tokens for request in requests])
+    while len(decoding.finished) < len(requests):
         stop_if_preempted()
-        arrivals: list[tuple[int, Request]] = []
-        while waiting and len(arrivals) < len(decoding.free):
-            arrivals.append(waiting.popleft())
-        decoding.prefill(arrivals)
+        if prompts is None:
+            decoding.prefill(list(islice(waiting, len(decoding.free))))
+        else:
+            for number, prompt in islice(prompts, len(decoding.free)):
+                decoding.insert(number, requests[number], prompt)
         decoding.step()
         if on_progress is not None:
             on_progress(len(decoding.finished), decoding.generated)

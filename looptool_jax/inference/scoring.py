@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -136,6 +136,16 @@ class Scorer:
             count = max(count, filled)
         arrays = jax.device_put((tokens, positions, ends, places, targets), rules.batch_sharding(self.mesh, 1))
         return (*arrays, count), where
+
+    def prompts(self, params: Params, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, Prefix]]:
+        """Every prompt by its number, to go on from. Neighbours are those that begin alike."""
+        families = [[prompt] for prompt in prompts]
+        for rows in self.rows_of(families):
+            computed = None  # its memory is for the next
+            _, computed = self(params, rows, families, [len(prompt) for prompt in prompts])
+            for row, each in enumerate(rows):
+                for (number, _), path in each.paths.items():
+                    yield number, self.branch(params, computed, row, path)
 
     def branch(self, params: Params, computed: Computed, row: int, path: Int[np.ndarray, " length"]) -> Prefix:
         """The sequence that ends at the last place of `path` in a row, as a prompt to go on from."""

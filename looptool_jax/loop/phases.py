@@ -260,26 +260,30 @@ class _Plan:
     ) -> Iterator[Phase]:  # fmt: skip
         """The phases of an engine, unless one of the same model that is nowhere smaller came before.
 
-        drafts: of greedy answers to samples, whether they are drafted; None: of other replies.
+        drafts: of greedy answers to samples, whether they are drafted; None: of replies in chats, whose prompts share
+        their beginnings.
         """
-        drafts = drafts and Answerer(lm).exact_drafts
+        answerer = Answerer(lm)
+        drafts = drafts and answerer.exact_drafts
         how = {**more, "drafts": drafts}
         covering = [old_how for old_lm, old_how, old in self.engines if old_lm is lm and _covers(old, sizes)]
         if how in covering:
             return
         self.engines.append((lm, how, sizes))
-        if drafts is not None:
+        scorer, passes = answerer.scorer(sizes) if drafts else None, "check"
+        if drafts is None:
+            scorer, passes = answerer.prompt_scorer(sizes), "prompts"  # in place of the engine's own prefill
+        else:
             more["draft_len"] = sizes.answer_tokens
-        scorer = Answerer(lm).scorer(sizes) if drafts else None
-        left = {"computed beside drafts": bytes_of(scorer.abstract_computed(lm.params))} if scorer else {}
+        if scorer and (drafts or not covering):
+            caches = bytes_of(answerer.engine(sizes, **more).abstract_state)
+            yield self._pass(f"{name} {passes}", key, lm, scorer, stage, caches, keep=True)
+        left = {"computed in rows": bytes_of(scorer.abstract_computed(lm.params))} if scorer else {}
         for phase in self._engine(name, key, lm, sizes, {"idle models": self._others(stage, lm)}, **more):
-            if phase.name != f"{name} prefill":
-                phase = replace(phase, residents={**phase.residents, **left})
-            if not covering or phase.name == f"{name} decode":  # how tokens are drawn changes nothing else
-                yield phase
-        if scorer:
-            caches = bytes_of(Answerer(lm).greedy_engine(sizes).abstract_state)
-            yield self._pass(f"{name} check", key, lm, scorer, stage, caches, keep=True)
+            prefill = phase.name == f"{name} prefill"
+            if (prefill and drafts is None) or (covering and phase.name != f"{name} decode"):
+                continue  # how tokens are drawn changes nothing but decoding
+            yield phase if prefill else replace(phase, residents={**phase.residents, **left})
 
     def _pass(
         self, name: str, key: str, lm: LanguageModel, scorer: Scorer, stage: str, caches: Memory, *, keep: bool

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from looptool_jax.inference.batch import PromptTooLong, Request, RequestError, generate
+from looptool_jax.inference.scoring import Scorer
 from looptool_jax.parallel.mesh import MeshConfig, make_mesh
 
 
@@ -25,6 +26,28 @@ def test_greedy_answers_equal_plain_step_by_step_decoding(name, tiny, requests, 
             assert completion.tokens == expected
             logprobs = tiny.answer_logprobs(each.tokens, completion.tokens)
             np.testing.assert_allclose(completion.logprobs, logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["single", "engine"])
+def test_prompts_that_begin_alike_are_computed_once_and_answered_the_same(name, tiny, request):
+    rng = np.random.default_rng(5)
+    shared, ends = rng.integers(6, 48, 20).tolist(), (0, 5, 5, 1, 8, 12, 3)
+    requests = [
+        Request(f"r{i}", [*shared[: 20 - i % 2], *rng.integers(6, 48, end).tolist()], (7, i), (0.0, 1.2)[i % 2], 12)
+        for i, end in enumerate(ends)
+    ]
+    requests.append(replace(requests[4], id="again", key=(7, 99), temperature=1.2))
+    engine = request.getfixturevalue(name)
+    scorer = Scorer(tiny.cfg, engine.mesh, longest=engine.prompt_len, dtype="float32")
+    plain = generate(engine, tiny.params, requests)
+    found = generate(engine, tiny.params, requests, scorer=scorer)
+    for ours, theirs in zip([a for group in found for a in group], [a for group in plain for a in group], strict=True):
+        assert (ours.request_id, ours.index, ours.tokens) == (theirs.request_id, theirs.index, theirs.tokens)
+        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
+    rows = scorer.rows_of([[each.tokens] for each in requests])
+    computed = sum(len(row.tokens) for [row] in rows)
+    assert computed <= 20 * len(rows) + sum(ends) < sum(len(each.tokens) for each in requests) / 2
+    assert found[4][0].tokens != found[-1][0].tokens
 
 
 def test_sampled_answers_end_where_they_must_and_carry_raw_log_probs(engine, tiny, requests):

@@ -33,13 +33,12 @@ def found(cfg, devices=None):
 
 def test_phases_of_a_round():
     names = list(found(load_config("micro")))
-    decoding = [f"{name} {step}" for name in ("rollout", "probe", "judge") for step in ("prefill", "insert", "decode")]
-    training, drafted = ["GRPO gradient", "GRPO update"], ["probe check", "judge prefill"]
-    expected = ["weights to rollout", *decoding[:3], *training, *decoding[3:6], *drafted, *decoding[7:]]
+    rollout, probe = ([f"{name} {step}" for step in ("prefill", "insert", "decode")] for name in ("rollout", "probe"))
+    expected = ["weights to rollout", *rollout, "GRPO gradient", "GRPO update", "probe check", *probe]
     # Engines of one model that are nowhere larger and draw tokens alike are compiled once: evaluation is probing's,
     # verification is confirmation's.
-    confirmed = ["confirm decode", "confirm check", "generate decode"]
-    assert names == [*expected, *confirmed]
+    judge = ["judge prompts", "judge insert", "judge decode", "confirm check", "confirm decode", "generate decode"]
+    assert names == [*expected, *judge]
 
 
 def test_several_updates_score_the_old_policy_first():

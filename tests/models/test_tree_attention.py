@@ -69,7 +69,7 @@ def test_value_and_gradient_equal_those_of_a_dense_softmax(seed):
     np.testing.assert_allclose(found[there], expected[there], atol=2e-5)
     assert bool(jnp.isfinite(found).all())
     for ours, theirs in zip(found_gradient, gradient, strict=True):
-        assert jnp.linalg.norm(ours - theirs) <= 1e-5 * jnp.linalg.norm(theirs)
+        assert jnp.linalg.norm(ours - theirs) <= 1e-5 * jnp.linalg.norm(theirs) + 1e-5  # zero where one token is seen
 
 
 def test_pairs_of_blocks_that_do_not_see_each_other_are_left_out():
