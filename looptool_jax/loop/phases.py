@@ -193,7 +193,7 @@ class _Plan:
         tokens, longest = cfg.grpo.micro_tokens, (cfg.answers.prompt_tokens, cfg.answers.answer_tokens)
         alignment(self.policy.attention, tokens, *longest)
         smaller = tuple(tokens // n for n in (2, 4, 8) if tokens // n >= sum(longest))
-        return abstract_rows(self.shards, tokens, tokens, cfg.updates > 1), smaller
+        return abstract_rows(self.shards, tokens, cfg.updates > 1), smaller
 
     def warmup(self) -> Phase:
         cfg = self.cfg.warmup

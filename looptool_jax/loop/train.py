@@ -113,8 +113,9 @@ def train(
     longest = (cfg.answers.prompt_tokens, cfg.answers.answer_tokens)
     key = jax.random.wrap_key_data(jnp.array(key_for(seed, "adapters"), jnp.uint32))
     trainer = PolicyTrainer(
-        policy.lm, optimizer, cfg.grpo, join(out, "checkpoints"), longest, cfg.temperature, cfg.lora, key, cfg.offload
-    )
+        policy.lm, optimizer, cfg.grpo, join(out, "checkpoints"), longest, cfg.temperature,
+        updates=cfg.updates, lora=cfg.lora, key=key, offload=cfg.offload,
+    )  # fmt: skip
     step = saved = trainer.restore()
     log = _StepLog(join(out, "progress.jsonl"), step)
     meet(f"what is done in {out}", log.rows)
@@ -138,7 +139,7 @@ def train(
             ]
         )
         prompts = [answerer.prompt(sample) for sample in batch.samples]
-        metrics = trainer.update(prompts, groups, rewards, cfg.updates)
+        metrics = trainer.update(prompts, groups, rewards)
         step += 1
         row = {"step": step, "epoch": batch.epoch, **_rollout_metrics(groups, rewards), **metrics}
         meet(f"step {step} of {out}", row)

@@ -43,7 +43,7 @@ def tree_attend(
     ends: 0 for padding, which nothing sees and whose result means nothing.
     On a mesh (`jax.set_mesh`) heads stay split over tensor, and rows over the batch axes where they divide.
     """
-    time, heads, kv_heads = q.shape[1], q.shape[2], k.shape[2]
+    time, heads = q.shape[1], q.shape[2]
     block = min(BLOCK, time)
     fill = ((0, 0), (0, -time % block), (0, 0), (0, 0))
 
@@ -58,7 +58,7 @@ def tree_attend(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.axis_names:
         rows = BATCH if len(q) % batch_shards(mesh) == 0 else None
-        over_heads = PartitionSpec(rows, None, None, "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None)
+        over_heads = PartitionSpec(rows, None, None, "tensor")
         specs = (over_heads, over_heads, over_heads, PartitionSpec(rows))
         local = jax.shard_map(local, in_specs=specs, out_specs=over_heads, check_vma=False)
     return local(*inputs).reshape(len(q), -1, heads, q.shape[-1])[:, :time]

@@ -125,7 +125,7 @@ class LogprobStep:
     """The compiled log-probs of the policy before several updates on its own data."""
 
     mesh: Mesh
-    function: Any  # (parameters, MicroBatch, *frozen) -> [rows, A]
+    function: Any  # (parameters, MicroBatch, *frozen) -> [rows, T]
 
     def __call__(self, params: Any, update: Update, *frozen: Any) -> Update:
         """The update with `old_logprobs` in its micro-batches."""
@@ -260,7 +260,7 @@ def answer_logprobs(
     micro: MicroBatch,
     temperature: float = 1.0,
     attention: decoder.Attention = "xla",
-) -> Float[Array, "rows A"]:
+) -> Float[Array, "rows T"]:
     """log p of every answer token given its prompt and the answer before it, at a temperature; float32; 0 on padding.
 
     The state of the last prompt token predicts the first answer token.
@@ -271,15 +271,16 @@ def answer_logprobs(
         remat=grpo.remat, attention=attention,
     )  # fmt: skip
     hidden = jnp.take_along_axis(hidden, micro.sources[..., None], axis=1)
-    logprobs = token_logprobs(params, cfg, hidden, micro.targets, grpo.logprob_chunk, temperature)
-    return jnp.where(micro.token_shares > 0, logprobs, 0.0)
+    learnt = micro.token_shares > 0
+    logprobs = token_logprobs(params, cfg, hidden, micro.targets, grpo.logprob_chunk, temperature, needed=learnt)
+    return jnp.where(learnt, logprobs, 0.0)
 
 
 LOSS_METRICS = ("ratio", "clip_fraction", "dual_clip_fraction", "kl", "entropy")
 
 
 def policy_loss(
-    grpo: GrpoConfig, logprobs: Float[Array, "rows A"], micro: MicroBatch
+    grpo: GrpoConfig, logprobs: Float[Array, "rows T"], micro: MicroBatch
 ) -> tuple[Float[Array, ""], Metrics]:
     """This micro-batch's share of the update's loss (Eq. 2 with Clip-Higher and dual clip, negated) and of
     LOSS_METRICS. The shares of all micro-batches add up to those of the update."""
@@ -313,7 +314,7 @@ def policy_loss(
     return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
 
 
-def _answer_sums(values: Float[Array, "rows A"], answers: Int[Array, "rows A"]) -> Float[Array, "rows A"]:
+def _answer_sums(values: Float[Array, "rows T"], answers: Int[Array, "rows T"]) -> Float[Array, "rows T"]:
     """The sum over the tokens of its answer, for each token. A part of a group that was cut has whole answers."""
 
     def row(values: Array, answers: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig
@@ -17,6 +17,8 @@ def token_logprobs(
     targets: Int[Array, "*rows time"],
     chunk: int,
     temperature: float = 1.0,
+    *,
+    needed: Bool[Array, "*rows time"],
 ) -> Float[Array, "*rows time"]:
     """Log-softmax of `targets` under the model's head at a temperature (> 0), float32, natural logarithm.
 
@@ -24,21 +26,24 @@ def token_logprobs(
     token and drops the logits, and the backward pass computes them again. The largest array is therefore
     `[*rows, chunk, vocab]`, forward and backward. Rows stay where they are sharded.
 
-    `hidden[..., t, :]` is the state that predicts `targets[..., t]`.
+    `hidden[..., t, :]` is the state that predicts `targets[..., t]`. A piece of which no row needs anything is not
+    computed, and its log-probs are 0.
     """
 
-    @jax.checkpoint
-    def piece(inputs):
-        hidden, targets = inputs
+    def of_piece(hidden: Array, targets: Array) -> Array:
         logits = decoder.logits(params, cfg, hidden) / temperature
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 
+    @jax.checkpoint
+    def piece(inputs: tuple[Array, Array, Array]) -> Array:
+        hidden, targets, needed = inputs
+        nothing = jnp.zeros(targets.shape, jnp.float32)
+        return jax.lax.cond(needed.any(), of_piece, lambda *_: nothing, hidden, targets)
+
     time = targets.shape[-1]
-    if time <= chunk:
-        return piece((hidden, targets))
-    axis = targets.ndim - 1
-    logprobs = jax.lax.map(piece, (_pieces(hidden, axis, chunk), _pieces(targets, axis, chunk)))
+    chunk, axis = min(chunk, time), targets.ndim - 1
+    logprobs = jax.lax.map(piece, tuple(_pieces(x, axis, chunk) for x in (hidden, targets, needed)))
     return jnp.moveaxis(logprobs, 0, axis).reshape(*targets.shape[:-1], -1)[..., :time]
 
 

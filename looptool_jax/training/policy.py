@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +18,7 @@ from looptool_jax.models import decoder, hf
 from looptool_jax.models.config import DecoderConfig, ModelError
 from looptool_jax.models.lora import LoraConfig, init_adapters, save_adapters
 from looptool_jax.parallel import rules
+from looptool_jax.parallel.compilation import compiled_ahead
 from looptool_jax.parallel.residents import Resident, Turns
 from looptool_jax.training import checkpoint
 from looptool_jax.training.grpo import (
@@ -28,7 +30,7 @@ from looptool_jax.training.grpo import (
     trained_params,
 )
 from looptool_jax.training.optimizer import OptimizerConfig, TrainState, init_state, lay_out, make_optimizer
-from looptool_jax.training.rows import Group, alignment, packed_rows
+from looptool_jax.training.rows import Group, abstract_rows, alignment, packed_rows
 
 if TYPE_CHECKING:
     from looptool_jax.inference.lm import LanguageModel
@@ -52,6 +54,8 @@ class PolicyTrainer:
         checkpoints: folder of this round's checkpoints.
         longest: most tokens of a prompt and of an answer.
         temperature: what the rollouts are drawn at (> 0).
+        updates: optimiser steps of a batch of rollouts. With more than one, the ratio is taken against the policy that
+            made them.
         lora: train adapters of these sizes, those that `lm` has or fresh ones drawn with `key`. None: all weights.
         offload: master weights and optimiser state wait in pinned host memory while rollouts are made.
 
@@ -67,6 +71,7 @@ class PolicyTrainer:
         checkpoints: str,
         longest: tuple[int, int],
         temperature: float,
+        updates: int = 1,
         lora: LoraConfig | None = None,
         key: PRNGKeyArray | None = None,
         offload: bool = False,
@@ -75,7 +80,7 @@ class PolicyTrainer:
             raise ModelError("policy.dtype: int8 weights cannot be trained; set train.lora, or use bfloat16")
         if lora is not None and lm.adapters is not None and lm.adapters[1] != lora:
             raise ModelError(f"train.lora: {lora} does not fit the policy's adapters: {lm.adapters[1]}")
-        self.lm, self.checkpoints, self.lora = lm, checkpoints, lora
+        self.lm, self.checkpoints, self.updates, self.lora = lm, checkpoints, updates, lora
         align = alignment(lm.attention, grpo.micro_tokens, *longest)
         shards = rules.batch_shards(lm.mesh)
         self._rows = partial(packed_rows, micro_tokens=grpo.micro_tokens, shards=shards, align=align)
@@ -93,6 +98,8 @@ class PolicyTrainer:
         how: dict[str, Any] = {"attention": lm.attention, "lora": lora}
         self._step = make_grpo_step(lm.cfg, grpo, tx, lm.mesh, self.shardings, temperature, **how)
         self._logprobs = make_logprob_step(lm.cfg, grpo, lm.mesh, placed, temperature, **how)
+        self._micro = abstract_rows(shards, grpo.micro_tokens, old=updates > 1)
+        self._compiling: list[Future[jax.stages.Compiled]] | None = None  # None: not yet begun
         self._to_decoding = make_resharding(lm.cfg, lm.mesh, placed, lm.dtype)
 
     @property
@@ -100,7 +107,15 @@ class PolicyTrainer:
         return self._state.get()
 
     def policy(self) -> LanguageModel:
-        """The model with the present weights, for rollouts. The next update consumes them."""
+        """The model with the present weights, for rollouts. The next update consumes them.
+
+        While the first are made, the programs of an update on them are compiled.
+        """
+        if self._compiling is None:
+            frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self._frozen())
+            gradient = partial(self._step.lower_gradient, self._abstract.params, self._micro, *frozen)
+            apply = partial(self._step.lower_apply, self._abstract)
+            self._compiling = [compiled_ahead(gradient), compiled_ahead(apply)]
         if self.lora is not None:
             return self.lm.with_adapters(self.state.params, self.lora)
         weights = Resident(self._to_decoding(self.state.params), self.lm.weights.turns)
@@ -112,22 +127,20 @@ class PolicyTrainer:
         prompts: Sequence[Sequence[int]],
         groups: Sequence[Sequence[Rollout]],
         rewards: Float[np.ndarray, "n group"],
-        updates: int = 1,
     ) -> dict[str, float]:
-        """One batch of rollouts, in `updates` optimiser steps; returns the mean of their metrics, of COUNTS the sum.
-
-        With more than one, the ratio is taken against the policy that made the rollouts.
-        """
+        """The optimiser steps of one batch of rollouts; returns the mean of their metrics, of COUNTS the sum."""
         whole = [
             Group(prompt, [answer.tokens for answer in group], advantages)
             for prompt, group, advantages in zip(prompts, groups, group_advantages(rewards).tolist(), strict=True)
         ]
-        size = len(whole) // updates
+        size = len(whole) // self.updates
         parts = [self._rows(whole[start : start + size]) for start in range(0, len(whole), size)]
         if self._rollouts is not None:
             self._rollouts.weights.drop()
-        frozen = () if self.lora is None else (self.lm.weights.get(),)
-        state, history = grpo_updates(self._step, self._logprobs, self.state, parts, frozen)
+        if self._compiling:
+            gradient, apply = (program.result() for program in self._compiling)
+            self._step, self._compiling = replace(self._step, gradient=gradient, apply=apply), []
+        state, history = grpo_updates(self._step, self._logprobs, self.state, parts, self._frozen())
         self._state.set(state)
         history = jax.device_get(history)
         columns = {name: [metrics[name] for metrics in history] for name in history[0]}
@@ -135,6 +148,10 @@ class PolicyTrainer:
             name: round(float(np.sum(column) if name in COUNTS else np.mean(column)), 8)
             for name, column in columns.items()
         }
+
+    def _frozen(self) -> tuple[Any, ...]:
+        """The weights that adapters are trained beside."""
+        return () if self.lora is None else (self.lm.weights.get(),)
 
     def save(self, step: int) -> None:
         """Checkpoint after `step` batches; earlier ones are removed."""

@@ -22,7 +22,6 @@ from looptool_jax.models.config import ModelError
 from looptool_jax.models.splash import Alignment
 
 NO_GAPS = Alignment()
-PIECES = 8  # the place for answer tokens grows by such a part of a row, so that few shapes are compiled
 
 AnyArray = Any  # a jax.Array or a NumPy array
 
@@ -45,7 +44,7 @@ class Group(NamedTuple):
 )  # fmt: skip
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of T tokens, and for each row the A answer tokens that are learnt from.
+    """Rows of T tokens, and for each row the answer tokens that are learnt from, one behind the other.
 
     The shares are 0 where there is no token. They are parts of a whole update, so the losses of its micro-batches add
     up to the loss of the update.
@@ -54,13 +53,13 @@ class MicroBatch:
     tokens: Int[AnyArray, "rows T"]
     positions: Int[AnyArray, "rows T"]
     ends: Int[AnyArray, "rows T"]
-    sources: Int[AnyArray, "rows A"]  # the place whose hidden state predicts the token
-    targets: Int[AnyArray, "rows A"]
-    answers: Int[AnyArray, "rows A"]  # which answer of its row the token belongs to
-    advantages: Float[AnyArray, "rows A"]
-    token_shares: Float[AnyArray, "rows A"]  # 1 / answer tokens of the update
-    answer_shares: Float[AnyArray, "rows A"]  # 1 / (tokens of this answer x answers of the update)
-    old_logprobs: Float[AnyArray, "rows A"] | None = None  # None: the policy that is being updated (ratio 1)
+    sources: Int[AnyArray, "rows T"]  # the place whose hidden state predicts the token
+    targets: Int[AnyArray, "rows T"]
+    answers: Int[AnyArray, "rows T"]  # which answer of its row the token belongs to
+    advantages: Float[AnyArray, "rows T"]
+    token_shares: Float[AnyArray, "rows T"]  # 1 / answer tokens of the update
+    answer_shares: Float[AnyArray, "rows T"]  # 1 / (tokens of this answer x answers of the update)
+    old_logprobs: Float[AnyArray, "rows T"] | None = None  # None: the policy that is being updated (ratio 1)
 
 
 class Update(NamedTuple):
@@ -114,19 +113,15 @@ def packed_rows(groups: Sequence[Group], micro_tokens: int, shards: int, align: 
         rows[row].append(part)
         filled[row] = end
     rows += [[]] * (-len(rows) % shards)
-    most = max(sum(len(answer) for part in row for answer in part.answers) for row in rows)
-    piece = -(-micro_tokens // PIECES)
-    room = max(1, -(-most // piece)) * piece
     totals = _Totals.of(groups)
-    made = [_row(row, micro_tokens, room, align) for row in rows]
+    made = [_row(row, micro_tokens, align) for row in rows]
     return Update(_micro_batches(made, shards, totals), totals.tokens, totals.prompt_tokens)
 
 
-def abstract_rows(rows: int, time: int, answer_tokens: int, old: bool) -> MicroBatch:
+def abstract_rows(rows: int, micro_tokens: int, old: bool) -> MicroBatch:
     """The shapes of a micro-batch. old: with old log-probs."""
-    ids, learnt = (jax.ShapeDtypeStruct((rows, size), jnp.int32) for size in (time, answer_tokens))
-    numbers = jax.ShapeDtypeStruct((rows, answer_tokens), jnp.float32)
-    return MicroBatch(ids, ids, ids, learnt, learnt, learnt, numbers, numbers, numbers, numbers if old else None)
+    ids, numbers = (jax.ShapeDtypeStruct((rows, micro_tokens), dtype) for dtype in (jnp.int32, jnp.float32))
+    return MicroBatch(ids, ids, ids, ids, ids, ids, numbers, numbers, numbers, numbers if old else None)
 
 
 def _length(part: Group) -> int:
@@ -160,14 +155,14 @@ def _parts(group: Group, most: int, align: Alignment) -> list[Group]:
 class _Row:
     """One row of a micro-batch; `lengths` is that of the answer which each answer token belongs to (0: no token)."""
 
-    def __init__(self, time: int, answer_tokens: int) -> None:
+    def __init__(self, time: int) -> None:
         self.tokens, self.positions, self.ends = (np.zeros(time, np.int32) for _ in range(3))
-        self.sources, self.targets, self.answers, self.lengths = (np.zeros(answer_tokens, np.int32) for _ in range(4))
-        self.advantages = np.zeros(answer_tokens, np.float32)
+        self.sources, self.targets, self.answers, self.lengths = (np.zeros(time, np.int32) for _ in range(4))
+        self.advantages = np.zeros(time, np.float32)
 
 
-def _row(groups: Sequence[Group], time: int, answer_tokens: int, align: Alignment) -> _Row:
-    row = _Row(time, answer_tokens)
+def _row(groups: Sequence[Group], time: int, align: Alignment) -> _Row:
+    row = _Row(time)
     free = count = filled = 0
     for group in groups:
         span, prompt = _span(group, free, align), len(group.prompt)

@@ -131,8 +131,9 @@ def sft_loss(params: decoder.Params, cfg: DecoderConfig, sft: SftConfig, batch: 
     params = cast(params, sft.compute_dtype)
     hidden, _ = decoder.forward(params, cfg, batch.tokens, batch.positions, batch.ends, remat=sft.remat)
     targets = jnp.roll(batch.tokens, -1, axis=1)
-    logprobs = token_logprobs(params, cfg, hidden, targets, sft.logprob_chunk)
-    return -(logprobs * _target_weights(batch)).sum()
+    weights = _target_weights(batch)
+    logprobs = token_logprobs(params, cfg, hidden, targets, sft.logprob_chunk, needed=weights > 0)
+    return -(logprobs * weights).sum()
 
 
 def _target_weights(batch: SftBatch) -> Float[Array, "rows length"]:

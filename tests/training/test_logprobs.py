@@ -31,7 +31,7 @@ def test_values_and_gradients_equal_the_naive_ones(shape, chunk):
     weights = jax.random.normal(jax.random.key(3), shape)
 
     def chunked(params, hidden):
-        return token_logprobs(params, CFG, hidden, targets, chunk)
+        return token_logprobs(params, CFG, hidden, targets, chunk, needed=jnp.ones(shape, bool))
 
     @jax.jit
     def compare(params, hidden):
@@ -49,9 +49,24 @@ def test_bfloat16_weights_give_float32_logprobs():
     params = INIT(CFG, jax.random.key(0), jnp.bfloat16)
     hidden = jax.random.normal(jax.random.key(1), (2, 6, CFG.hidden_size), jnp.bfloat16)
     targets = jnp.zeros((2, 6), jnp.int32)
-    found = token_logprobs(params, CFG, hidden, targets, 4)
+    found = token_logprobs(params, CFG, hidden, targets, 4, needed=jnp.ones((2, 6), bool))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, naive(params, hidden, targets), rtol=1e-5)
+
+
+def test_what_nothing_needs_is_not_computed():
+    params = INIT(CFG, jax.random.key(0))
+    hidden = jax.random.normal(jax.random.key(1), (2, 12, CFG.hidden_size)).at[:, 4:8].set(jnp.nan)
+    targets = jnp.ones((2, 12), jnp.int32)
+    needed = jnp.zeros((2, 12), bool).at[0, 1].set(True).at[1, 9].set(True)
+
+    def total(hidden):
+        logprobs = token_logprobs(params, CFG, hidden, targets, 4, needed=needed)
+        return jnp.where(needed, logprobs, 0.0).sum(), logprobs
+
+    (_, logprobs), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(hidden)
+    assert bool((logprobs[:, 4:8] == 0).all()) and bool((logprobs[:, :4] != 0).all())
+    assert bool((gradient[:, 4:8] == 0).all()) and bool((gradient[0, 1] != 0).any())
 
 
 def array_sizes(jaxpr):

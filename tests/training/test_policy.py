@@ -28,6 +28,7 @@ INIT = jax.jit(decoder.init_params, static_argnums=(0, 2))
 PROMPTS = [[7, 8, 9], [10]]
 RIGHT, WRONG = [1, 2, 3], [4, 5]
 GRPO = GrpoConfig(compute_dtype="float32", micro_tokens=64)
+LORA = LoraConfig(rank=4, alpha=8.0)
 GROUPS = [[SimpleNamespace(tokens=answer) for answer in (RIGHT, WRONG, WRONG)]] * 2
 REWARDS = np.array([[1.0, 0.0, 0.0]] * 2)
 
@@ -70,10 +71,22 @@ def test_an_update_raises_what_was_rewarded_and_lowers_the_rest(trainer_of):
 
 
 def test_several_updates_count_the_whole_batch(trainer_of):
-    trainer, _ = trainer_of(1e-2)
-    metrics = trainer.update(PROMPTS, GROUPS, REWARDS, updates=2)
+    trainer, _ = trainer_of(1e-2, updates=2)
+    trainer.policy()
+    metrics = trainer.update(PROMPTS, GROUPS, REWARDS)
     assert (metrics["tokens"], metrics["prompt_tokens"]) == (14, 4)
     assert metrics["ratio"] == pytest.approx(1, abs=0.5)
+
+
+@pytest.mark.parametrize("options", [{}, {"updates": 2}, {"lora": LORA, "key": jax.random.key(0)}, {"offload": True}])
+def test_an_update_behind_rollouts_compiles_no_gradient(options, trainer_of):
+    (here, _), (ahead, _) = trainer_of(1e-2, **options), trainer_of(1e-2, **options)
+    ahead.policy()
+    assert ahead.update(PROMPTS, GROUPS, REWARDS) == here.update(PROMPTS, GROUPS, REWARDS)
+    assert isinstance(ahead._step.gradient, jax.stages.Compiled) and isinstance(ahead._step.apply, jax.stages.Compiled)
+    assert logical_hash(ahead.state) == logical_hash(here.state)
+    ahead.policy()
+    ahead.update(PROMPTS, GROUPS, REWARDS)
 
 
 def test_small_updates_add_up_in_float32_master_weights(trainer_of):
@@ -103,9 +116,6 @@ def test_checkpoints_and_export(trainer_of, tmp_path):
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     exported = hf.load_params(tmp_path / "out", CFG, jnp.float32)
     assert logical_hash(exported) == logical_hash(trainer.state.params), "nothing is rounded between two rounds"
-
-
-LORA = LoraConfig(rank=4, alpha=8.0)
 
 
 def test_adapters_are_trained_beside_frozen_weights(trainer_of, tmp_path):

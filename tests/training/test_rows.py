@@ -20,12 +20,14 @@ def test_packed():
     assert micro.tokens.tolist() == [[5, 6, 1, 2, 3, 7, 4, 9, 8, 9, 0, 0]]
     assert micro.positions.tolist() == [[0, 1, 2, 3, 2, 0, 1, 1, 2, 3, 0, 0]]
     assert micro.ends.tolist() == [[5, 5, 4, 4, 5, 10, 7, 10, 10, 10, 0, 0]]
-    assert micro.sources.tolist() == [[1, 2, 1, 5, 5, 7, 8, 0]]  # two tokens are a piece, and seven are learnt from
-    assert micro.targets.tolist() == [[1, 2, 3, 4, 9, 8, 9, 0]]
-    assert micro.answers.tolist() == [[0, 0, 1, 2, 3, 3, 3, 0]]
-    assert micro.advantages.tolist() == [[1, 1, -1, 0.5, 2, 2, 2, 0]]
-    np.testing.assert_allclose(micro.token_shares * 7, [[1] * 7 + [0]], rtol=1e-6)
-    np.testing.assert_allclose(micro.answer_shares * 4, [[1 / 2, 1 / 2, 1, 1, 1 / 3, 1 / 3, 1 / 3, 0]], rtol=1e-6)
+    assert micro.sources.tolist() == [[1, 2, 1, 5, 5, 7, 8, *[0] * 5]]
+    assert micro.targets.tolist() == [[1, 2, 3, 4, 9, 8, 9, *[0] * 5]]
+    assert micro.answers.tolist() == [[0, 0, 1, 2, 3, 3, 3, *[0] * 5]]
+    assert micro.advantages.tolist() == [[1, 1, -1, 0.5, 2, 2, 2, *[0] * 5]]
+    np.testing.assert_allclose(micro.token_shares * 7, [[1] * 7 + [0] * 5], rtol=1e-6)
+    np.testing.assert_allclose(
+        micro.answer_shares * 4, [[1 / 2, 1 / 2, 1, 1, 1 / 3, 1 / 3, 1 / 3, *[0] * 5]], rtol=1e-6
+    )
     assert (update.answer_tokens, update.prompt_tokens) == (7, 3)
 
 
@@ -36,7 +38,7 @@ def test_aligned():
     assert micro.tokens.tolist() == [[0, 0, 5, 6, 1, 2, 3, 7, 4, 0, 9, 8, 9, 0, 0, 0]]
     assert micro.positions.tolist() == [[0, 0, 0, 1, 2, 3, 2, 0, 1, 0, 1, 2, 3, 0, 0, 0]]
     assert micro.ends.tolist() == [[0, 0, 7, 7, 6, 6, 7, 13, 9, 0, 13, 13, 13, 0, 0, 0]]
-    assert micro.sources.tolist() == [[3, 4, 3, 7, 7, 10, 11, 0]]
+    assert micro.sources.tolist() == [[3, 4, 3, 7, 7, 10, 11, *[0] * 9]]
     first, second = packed_rows(TWO, 12, 1, align).micro_batches
     assert first.tokens.tolist() == [[0, 0, 5, 6, 1, 2, 3, 0, 0, 0, 0, 0]]
     assert second.tokens.tolist() == [[0, 0, 0, 7, 4, 0, 9, 8, 9, 0, 0, 0]]
