@@ -6,8 +6,10 @@ cut from one dialogue share its history, drafts of one answer share the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -26,24 +28,56 @@ class PrefixRow:
 def prefix_rows(families: Sequence[Sequence[Sequence[int]]], time: int) -> list[PrefixRow]:
     """Rows of at most `time` tokens that hold all sequences, those of one family in one row.
 
-    Families come in the lexicographic order of their sequences, so that those which begin alike are neighbours.
+    Families whose sequences are mostly alike, as those of a dialogue are, stay in one row while it has room for them.
+    In a row families come in the lexicographic order of their sequences: those which begin alike are neighbours.
     Raises ValueError where a family is longer than a row.
     """
-    order = sorted(range(len(families)), key=lambda number: [list(sequence) for sequence in families[number]])
-    rows: list[PrefixRow] = []
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for tree in sorted(_trees(families, time), key=attrgetter("size"), reverse=True):
+        row = next((i for i, room in enumerate(free) if room >= tree.size), len(rows))
+        if row == len(rows):
+            rows.append([])
+            free.append(time)
+        rows[row] += tree.families
+        free[row] -= tree.size
+    return [_written(families, row) for row in rows]
+
+
+class _Tree(NamedTuple):
+    """Families that begin alike, and how many tokens they take in a row."""
+
+    families: list[int]
+    size: int
+
+
+def _trees(families: Sequence[Sequence[Sequence[int]]], time: int) -> list[_Tree]:
+    """A tree ends where a family has less than half of its tokens in common with the one before, or has no room."""
+    trees: list[_Tree] = []
+    before: Sequence[int] = ()
+    for number in _in_order(families, range(len(families))):
+        members = families[number]
+        alone, more = _growth((), members), _growth(before, members)
+        if alone > time:
+            raise ValueError(f"family {number} takes {alone} tokens; a row holds {time}")
+        if trees and 2 * more <= alone and trees[-1].size + more <= time:
+            trees[-1] = _Tree([*trees[-1].families, number], trees[-1].size + more)
+        else:
+            trees.append(_Tree([number], alone))
+        before = members[-1]
+    return trees
+
+
+def _in_order(families: Sequence[Sequence[Sequence[int]]], numbers: Iterable[int]) -> list[int]:
+    return sorted(numbers, key=lambda number: [list(sequence) for sequence in families[number]])
+
+
+def _written(families: Sequence[Sequence[Sequence[int]]], numbers: Sequence[int]) -> PrefixRow:
+    row = PrefixRow()
     open_path: list[int] = []  # places of the sequence before; what comes may still see them
     before: Sequence[int] = ()
-    for number in order:
-        members = families[number]
-        if not rows or len(rows[-1].tokens) + _growth(before, members) > time:
-            if rows:
-                _close(rows[-1], open_path)
-            rows.append(PrefixRow())
-            open_path, before = [], ()
-            if (length := _growth((), members)) > time:
-                raise ValueError(f"family {number} takes {length} tokens; a row holds {time}")
-        row = rows[-1]
-        for member, sequence in enumerate(members):
+    for number in _in_order(families, numbers):
+        for member, sequence in enumerate(families[number]):
             common, start = common_length(before, sequence), len(row.tokens)
             _close(row, open_path[common:])
             open_path = [*open_path[:common], *range(start, start + len(sequence) - common)]
@@ -52,9 +86,8 @@ def prefix_rows(families: Sequence[Sequence[Sequence[int]]], time: int) -> list[
             row.ends += [0] * (len(sequence) - common)
             row.paths[number, member] = np.array(open_path, np.int32)
             before = sequence
-    if rows:
-        _close(rows[-1], open_path)
-    return rows
+    _close(row, open_path)
+    return row
 
 
 def _growth(before: Sequence[int], members: Sequence[Sequence[int]]) -> int:

@@ -47,6 +47,14 @@ def test_a_common_beginning_stands_once(families):
     assert len(row.tokens) == len(prefixes)
 
 
+def test_dialogues_are_not_cut():
+    """Two turns each: 6 + 3 tokens, and in sorted order the second dialogue would begin in the first one's row."""
+    dialogues = [[[n, *range(10, 15)], [n, *range(10, 18)]] for n in (1, 2, 3)]
+    rows = prefix_rows([[turn] for turns in dialogues for turn in turns], 21)
+    assert sorted(len(row.tokens) for row in rows) == [9, 18]
+    assert [len(row.tokens) for row in prefix_rows([[turn] for turn in dialogues[0]], 9)] == [9]
+
+
 def test_what_fits_no_row_is_an_error():
     with pytest.raises(ValueError, match="family 1 takes 5 tokens; a row holds 4"):
         prefix_rows([[[1, 2]], [[1, 2, 3], [1, 2, 4, 5]]], 4)
