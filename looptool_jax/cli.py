@@ -53,6 +53,10 @@ def main() -> None:
     logging.getLogger("looptool_jax").propagate = False
     try:
         app()
+    except SystemExit as done:
+        if done.code == 0:
+            _end("", 0)  # what is compiled in the background is not waited for
+        raise
     except Exception as error:
         ours = type(error).__module__.startswith("looptool_jax.") and isinstance(error, ValueError)
         if ours or isinstance(error, OSError):
@@ -61,8 +65,10 @@ def main() -> None:
 
 
 def _end(message: str, status: int) -> None:
-    print(message, file=sys.stderr, flush=True)
+    if message:
+        print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(status)  # an ordinary exit waits for other processes, and threads that were cut off write tracebacks
 
 

@@ -22,7 +22,8 @@ from google.auth.exceptions import GoogleAuthError
 
 PATIENCE = 90.0  # seconds after which a request that keeps failing is given up; gcsfs's own retries come on top
 PAUSE = 5.0
-SILENCE = 60.0  # seconds without a byte after which a connection counts as broken
+SILENCE = 60.0  # seconds without an answer after which a connection counts as broken
+LONGEST = 600.0  # seconds of one request, of at most 50 MiB
 
 _log = logging.getLogger(__name__)
 
@@ -32,14 +33,14 @@ class GoogleStore(GCSFileSystem):
 
     Listings are never cached, as other processes write too. Every object is put with the sha256 of its bytes in its
     metadata, so that a manifest is checked without reading the objects back, and the store's checksum of what arrived
-    is compared. A request that fails because the store is busy or away is made again for about two minutes. A
-    connection that says nothing, as one does whose other end is gone, counts as one that broke.
+    is compared. A request that fails because the store is busy or away is made again for some minutes. A connection
+    that says nothing or takes nothing, as one does whose other end is gone, counts as one that broke.
     """
 
     def __init__(self, **_: Any) -> None:
         super().__init__(
             token="anon" if emulator() else "google_default", use_listings_cache=False,
-            requests_timeout=aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE),
+            requests_timeout=aiohttp.ClientTimeout(total=LONGEST, sock_connect=SILENCE, sock_read=SILENCE),
         )  # fmt: skip
 
     async def _request(self, *args: Any, **kwargs: Any) -> Any:

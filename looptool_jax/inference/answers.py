@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -130,8 +130,9 @@ class Answerer:
             Request(sample.id, self.prompt(sample), key, temperature, cfg.answer_tokens)
             for sample, key in zip(samples, keys, strict=True)
         ]
-        engine = self.engine(cfg, group=group)
-        groups = generate(engine, self.lm.params, requests, _increments(on_tokens)) if requests else []
+        if not requests:
+            return []
+        groups = generate(self.engine(cfg, group=group), self.lm.params, requests, _increments(on_tokens))
         return [[self._answer(completion) for completion in completions] for completions in groups]
 
     def chat(
@@ -156,8 +157,10 @@ class Answerer:
             for request, prompt, fit in zip(requests, prompts, fits, strict=True)
             if fit
         ]
-        engine, scorer = self.engine(cfg, top_p=top_p, top_k=top_k), self.prompt_scorer(cfg)
-        replies = iter(generate(engine, self.lm.params, runnable, _increments(on_tokens), scorer) if runnable else ())
+        replies: Iterator[list[Completion]] = iter(())
+        if runnable:
+            engine, scorer = self.engine(cfg, top_p=top_p, top_k=top_k), self.prompt_scorer(cfg)
+            replies = iter(generate(engine, self.lm.params, runnable, _increments(on_tokens), scorer))
         return [self._reply(next(replies)[0]) if fit else Answer("", [], [], "prompt_too_long") for fit in fits]
 
     def choose(

@@ -93,8 +93,9 @@ def generate(
         if prompts is None:
             decoding.prefill(list(islice(waiting, len(decoding.free))))
         else:
-            for number, prompt in islice(prompts, len(decoding.free)):
-                decoding.insert(number, requests[number], prompt)
+            while decoding.free and (entry := next(prompts, None)):
+                decoding.insert(entry[0], requests[entry[0]], entry[1])
+            entry = None  # a prompt's keys and values are in its slot now
         decoding.step()
         if on_progress is not None:
             on_progress(len(decoding.finished), decoding.generated)

@@ -32,51 +32,65 @@ def prefix_rows(families: Sequence[Sequence[Sequence[int]]], time: int) -> list[
     In a row families come in the lexicographic order of their sequences: those which begin alike are neighbours.
     Raises ValueError where a family is longer than a row.
     """
-    rows: list[list[int]] = []
-    free: list[int] = []
-    for tree in sorted(_trees(families, time), key=attrgetter("size"), reverse=True):
-        row = next((i for i, room in enumerate(free) if room >= tree.size), len(rows))
-        if row == len(rows):
-            rows.append([])
-            free.append(time)
-        rows[row] += tree.families
-        free[row] -= tree.size
-    return [_written(families, row) for row in rows]
+    listed = [[list(sequence) for sequence in members] for members in families]
+    rows: list[list[_Tree]] = []
+    lengths: list[int] = []
+    for tree in sorted(_trees(listed, time), key=attrgetter("size"), reverse=True):
+        # Where a row begins alike with another tree, this one takes that much less.
+        needs = [tree.size - max(common_length(tree.first, other.first) for other in row) for row in rows]
+        for row in sorted(range(len(rows)), key=needs.__getitem__):
+            if lengths[row] + needs[row] <= time and (length := _length(listed, [*rows[row], tree])) <= time:
+                rows[row].append(tree)
+                lengths[row] = length
+                break
+        else:
+            rows.append([tree])
+            lengths.append(tree.size)
+    return [_written(listed, row) for row in rows]
 
 
 class _Tree(NamedTuple):
-    """Families that begin alike, and how many tokens they take in a row."""
+    """Families that begin alike, how many tokens they take in a row, and their first sequence."""
 
     families: list[int]
     size: int
+    first: Sequence[int]
 
 
-def _trees(families: Sequence[Sequence[Sequence[int]]], time: int) -> list[_Tree]:
+def _trees(families: Sequence[list[list[int]]], time: int) -> list[_Tree]:
     """A tree ends where a family has less than half of its tokens in common with the one before, or has no room."""
     trees: list[_Tree] = []
-    before: Sequence[int] = ()
+    before: Sequence[int] = []
     for number in _in_order(families, range(len(families))):
         members = families[number]
-        alone, more = _growth((), members), _growth(before, members)
+        alone, more = _growth([], members), _growth(before, members)
         if alone > time:
             raise ValueError(f"family {number} takes {alone} tokens; a row holds {time}")
         if trees and 2 * more <= alone and trees[-1].size + more <= time:
-            trees[-1] = _Tree([*trees[-1].families, number], trees[-1].size + more)
+            trees[-1].families.append(number)
+            trees[-1] = trees[-1]._replace(size=trees[-1].size + more)
         else:
-            trees.append(_Tree([number], alone))
+            trees.append(_Tree([number], alone, members[0]))
         before = members[-1]
     return trees
 
 
-def _in_order(families: Sequence[Sequence[Sequence[int]]], numbers: Iterable[int]) -> list[int]:
-    return sorted(numbers, key=lambda number: [list(sequence) for sequence in families[number]])
+def _in_order(families: Sequence[list[list[int]]], numbers: Iterable[int]) -> list[int]:
+    return sorted(numbers, key=lambda number: families[number])
 
 
-def _written(families: Sequence[Sequence[Sequence[int]]], numbers: Sequence[int]) -> PrefixRow:
+def _length(families: Sequence[list[list[int]]], trees: Iterable[_Tree]) -> int:
+    """How many tokens a row of these trees has."""
+    numbers = _in_order(families, (number for tree in trees for number in tree.families))
+    befores = [[], *(families[number][-1] for number in numbers)]
+    return sum(_growth(before, families[number]) for before, number in zip(befores, numbers, strict=False))
+
+
+def _written(families: Sequence[list[list[int]]], trees: Iterable[_Tree]) -> PrefixRow:
     row = PrefixRow()
     open_path: list[int] = []  # places of the sequence before; what comes may still see them
-    before: Sequence[int] = ()
-    for number in _in_order(families, numbers):
+    before: Sequence[int] = []
+    for number in _in_order(families, (number for tree in trees for number in tree.families)):
         for member, sequence in enumerate(families[number]):
             common, start = common_length(before, sequence), len(row.tokens)
             _close(row, open_path[common:])
@@ -97,8 +111,15 @@ def _growth(before: Sequence[int], members: Sequence[Sequence[int]]) -> int:
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences have in common at their beginning."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    """How many tokens two sequences of one type have in common at their beginning."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _close(row: PrefixRow, places: Sequence[int]) -> None:

@@ -50,8 +50,7 @@ class Scorer:
     """Scores families of up to `members` sequences of at most `longest` tokens. A row has room for at least two
     sequences; one that is not full is padded to the next power of two.
 
-    On TPUs too the attention is XLA's: the splash kernel computes no trees as deep as those of dialogues, and sharing
-    their beginnings saves more than it would.
+    On TPUs too the attention is XLA's, as the splash kernel computes no trees as deep as those of dialogues.
     """
 
     def __init__(
@@ -151,7 +150,7 @@ class Scorer:
         """The sequence that ends at the last place of `path` in a row, as a prompt to go on from."""
         from looptool_jax.inference.engine import Prefix
 
-        padded = np.zeros(self.longest, np.int32)
+        padded = np.zeros(bucket(len(path), SMALLEST_ROW, self.longest), np.int32)
         padded[: len(path)] = path
         with jax.set_mesh(self.mesh):
             kv, logits, length = self._branch(params, computed, row, padded, len(path))

@@ -275,15 +275,17 @@ class _Plan:
             scorer, passes = answerer.prompt_scorer(sizes), "prompts"  # in place of the engine's own prefill
         else:
             more["draft_len"] = sizes.answer_tokens
-        if scorer and (drafts or not covering):
+        before = {how["drafts"] for how in covering}  # a check is larger than the pass over prompts alone
+        if scorer and not before & ({True} if drafts else {True, None}):
             caches = bytes_of(answerer.engine(sizes, **more).abstract_state)
             yield self._pass(f"{name} {passes}", key, lm, scorer, stage, caches, keep=True)
         left = {"computed in rows": bytes_of(scorer.abstract_computed(lm.params))} if scorer else {}
         for phase in self._engine(name, key, lm, sizes, {"idle models": self._others(stage, lm)}, **more):
-            prefill = phase.name == f"{name} prefill"
-            if (prefill and drafts is None) or (covering and phase.name != f"{name} decode"):
-                continue  # how tokens are drawn changes nothing but decoding
-            yield phase if prefill else replace(phase, residents={**phase.residents, **left})
+            if phase.name == f"{name} prefill":
+                if drafts is not None and before <= {None}:
+                    yield phase
+            elif phase.name == f"{name} decode" or not before:  # how tokens are drawn changes nothing but decoding
+                yield replace(phase, residents={**phase.residents, **left})
 
     def _pass(
         self, name: str, key: str, lm: LanguageModel, scorer: Scorer, stage: str, caches: Memory, *, keep: bool

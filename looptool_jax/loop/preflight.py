@@ -17,6 +17,7 @@ import jax
 
 from looptool_jax.loop.phases import Memory, Phase, Setting, phases
 from looptool_jax.loop.run_config import RunConfig
+from looptool_jax.models.config import ModelError
 from looptool_jax.parallel.collectives import collectives, traffic
 from looptool_jax.parallel.mesh import ShardingError
 from looptool_jax.parallel.topology import Slice, available_hbm, parse, read_shortage, slices
@@ -148,7 +149,7 @@ def advise(cfg: RunConfig, devices: Sequence[jax.Device], phase: Phase, report: 
             try:
                 changed = change(cfg, setting.key, value)
                 again = next(one for one in phases(changed, devices) if one.name == phase.name)
-            except (ShardingError, StopIteration):
+            except (ShardingError, ModelError, StopIteration):  # no value for this mesh or model
                 continue
             found = compile_phase(again, report.limit)
             if found.fits:

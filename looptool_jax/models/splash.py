@@ -31,7 +31,7 @@ PADDING = -1  # the segment of places that hold no token
 
 TRUNK_BITS, START_BITS, OFFSET_BITS = 7, 13, 12
 LONGEST_BRANCH = 1 << OFFSET_BITS
-LONGEST_ROW = (1 << TRUNK_BITS) - 1 << OFFSET_BITS
+LONGEST_ROW = 1 << 17  # the maps of blocks lie in a small memory; the numbers would reach four times as far
 
 
 class Alignment(NamedTuple):

@@ -22,6 +22,7 @@ from looptool_jax.models.config import ModelError
 from looptool_jax.models.splash import Alignment
 
 NO_GAPS = Alignment()
+REMEDY = "change it, or set policy.attention=xla"
 
 AnyArray = Any  # a jax.Array or a NumPy array
 
@@ -82,13 +83,13 @@ def alignment(attention: decoder.Attention, micro_tokens: int, prompt: int, answ
         ("train.answers.answer_tokens", answer, splash.LONGEST_BRANCH),
     ):
         if size > most:
-            raise ModelError(f"{name}: splash attention takes up to {most} tokens, not {size}")
+            raise ModelError(f"{name}: splash attention takes up to {most} tokens, not {size}; {REMEDY}")
     align = splash.alignment(micro_tokens)
     needed = prompt + -prompt % align.trunk + answer
     if needed > micro_tokens:
         raise ModelError(
             f"train.grpo.micro_tokens: splash attention needs {needed} places for the longest prompt with an answer "
-            f"(train.answers), not {micro_tokens}"
+            f"(train.answers), not {micro_tokens}; {REMEDY}"
         )
     return align
 

@@ -84,11 +84,14 @@ def test_a_process_killed_in_the_middle_of_an_upload_leaves_no_half_object(how, 
         assert store.read_bytes(f"{url}/file") == whole
 
 
-@pytest.mark.parametrize("how", ["put", "upload", "append"])
-def test_a_connection_that_falls_silent_is_made_again(how, bucket, proxy, tmp_path):
-    (tmp_path / "local").write_bytes(b"new" * 1_000_000)
+@pytest.mark.parametrize(
+    ("how", "limit"), [("put", "SILENCE = 1.0"), ("append", "SILENCE = 1.0"), ("upload", "LONGEST = 5.0")]
+)
+def test_a_connection_that_falls_silent_is_made_again(how, limit, bucket, proxy, tmp_path):
+    """The upload has more bytes than the system takes for a connection that nobody reads."""
+    (tmp_path / "local").write_bytes(b"new" * 13_000_000)
     proxy.stall_in(b"newnewnew" if how != "append" else b"xxxxxxxx", 1000)
-    impatiently = "from looptool_jax.data import object_store\nobject_store.SILENCE = 1.0\n" + textwrap.dedent(WRITE)
+    impatiently = "from looptool_jax.data import object_store\nobject_store." + limit + "\n" + textwrap.dedent(WRITE)
     process = python(impatiently, how, f"{bucket}/run", str(tmp_path / "local"), **proxy.environment)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
@@ -96,7 +99,8 @@ def test_a_connection_that_falls_silent_is_made_again(how, bucket, proxy, tmp_pa
     if how == "append":
         assert [row["chunk"] for row in Progress(f"{bucket}/run/progress.jsonl").rows()] == [1]
     else:
-        assert store.read_bytes(f"{bucket}/run/file") == b"new" * 1_000_000
+        whole = b"new" * (1_000_000 if how == "put" else 13_000_000)
+        assert store.file_sha256(f"{bucket}/run/file") == hashlib.sha256(whole).hexdigest()
 
 
 def test_an_outage_is_waited_out(bucket, through):

@@ -50,9 +50,13 @@ def test_a_common_beginning_stands_once(families):
 def test_dialogues_are_not_cut():
     """Two turns each: 6 + 3 tokens, and in sorted order the second dialogue would begin in the first one's row."""
     dialogues = [[[n, *range(10, 15)], [n, *range(10, 18)]] for n in (1, 2, 3)]
-    rows = prefix_rows([[turn] for turns in dialogues for turn in turns], 21)
-    assert sorted(len(row.tokens) for row in rows) == [9, 18]
-    assert [len(row.tokens) for row in prefix_rows([[turn] for turn in dialogues[0]], 9)] == [9]
+    rows = prefix_rows([[turn] for turns in dialogues for turn in turns], 17)
+    assert [len(row.tokens) for row in rows] == [9, 9, 9]
+
+
+def test_what_begins_alike_fits_where_the_beginning_is():
+    alike = [[[*range(20), n, *range(30, 54)]] for n in range(1, 9)]  # 20 in common, 25 of their own
+    assert len(prefix_rows(alike, 20 + 4 * 25)) == 2
 
 
 def test_what_fits_no_row_is_an_error():

@@ -37,8 +37,18 @@ def test_phases_of_a_round():
     expected = ["weights to rollout", *rollout, "GRPO gradient", "GRPO update", "probe check", *probe]
     # Engines of one model that are nowhere larger and draw tokens alike are compiled once: evaluation is probing's,
     # verification is confirmation's.
-    judge = ["judge prompts", "judge insert", "judge decode", "confirm check", "confirm decode", "generate decode"]
-    assert names == [*expected, *judge]
+    judge = [f"judge {step}" for step in ("prompts", "insert", "decode")]
+    confirm = [f"confirm {step}" for step in ("check", "prefill", "decode")]
+    assert names == [*expected, *judge, *confirm, "generate decode"]
+
+
+def test_a_pass_is_left_out_only_behind_one_that_is_as_large():
+    large = [f"probe.answers.{name}=1024" for name in ("prompt_tokens", "answer_tokens", "slots")]
+    judge_is_policy = [f"{model}.path={NANO}" for model in ("policy", "judge_model")]
+    names = list(found(load_config("micro", [*judge_is_policy, *large, "probe.drafts=false"])))
+    assert names[6:9] == ["probe prefill", "probe insert", "probe decode"]
+    assert "judge prompts" in names and "judge insert" not in names
+    assert names.index("confirm check") > names.index("judge decode")
 
 
 def test_several_updates_score_the_old_policy_first():

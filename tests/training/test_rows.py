@@ -50,7 +50,7 @@ def test_what_splash_attention_cannot_compute_is_an_error():
     assert alignment("xla", 10**6, 10**5, 10**5) == Alignment()
     assert alignment("splash", 16384, 10_000, 1024) == Alignment(130, 2)
     for sizes, message in (
-        ((600_000, 10, 10), r"train.grpo.micro_tokens: splash attention takes up to 520192 tokens, not 600000"),
+        ((600_000, 10, 10), r"train.grpo.micro_tokens: splash attention takes up to 131072 tokens, not 600000"),
         ((16384, 10, 5000), r"train.answers.answer_tokens: splash attention takes up to 4096 tokens, not 5000"),
         ((1024, 501, 521), r"train.grpo.micro_tokens: splash attention needs 1025 places .* not 1024"),
     ):
