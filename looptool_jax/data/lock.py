@@ -117,6 +117,11 @@ class _ObjectLock(DirectoryLock):
         with reported(self.path, "written"):
             self._store = GoogleStore()
             self._generation = self._take()
+        # Not SIGINT, which a job in the background of a shell ignores.
+        self._interrupt, self._handler = signal.SIGINT, None
+        if threading.current_thread() is threading.main_thread():
+            self._interrupt = signal.SIGUSR1
+            self._handler = signal.signal(signal.SIGUSR1, signal.default_int_handler)
         self._beating = threading.Thread(target=self._beat, daemon=True)
         self._beating.start()
 
@@ -124,6 +129,8 @@ class _ObjectLock(DirectoryLock):
         if not self._released.is_set():
             self._released.set()
             self._beating.join()
+            if self._handler is not None:
+                signal.signal(signal.SIGUSR1, self._handler)
             if not self._lost:
                 with contextlib.suppress(Exception):  # nobody's from now on, it ends by itself
                     self._store.delete(self.path, self._generation)
@@ -193,7 +200,7 @@ class _ObjectLock(DirectoryLock):
     def _lose(self, reason: str) -> None:
         self._lost = reason
         # To the main thread itself: a signal that another thread takes does not end what the main one waits for.
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # type: ignore[arg-type]
+        signal.pthread_kill(threading.main_thread().ident, self._interrupt)  # type: ignore[arg-type]
 
 
 def _this_process() -> dict[str, Any]:

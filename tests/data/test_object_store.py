@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -239,7 +240,10 @@ def test_a_run_that_lost_its_lock_ends(bucket, quick):
     assert store.read_bytes(f"{bucket}/.lock") == foreign()
 
 
-def test_a_run_that_cannot_reach_its_lock_ends_before_another_may_take_it(bucket, through, quick):
+@pytest.mark.parametrize("interrupts", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "nohup"])
+def test_a_run_that_cannot_reach_its_lock_ends_before_another_may_take_it(interrupts, bucket, through, quick, request):
+    before = signal.signal(signal.SIGINT, interrupts)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(DataError, match="has not answered for 2 s, and another run may"), lock_directory(bucket):
         started = time.monotonic()
         through.fail(True)

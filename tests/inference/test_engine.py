@@ -63,7 +63,8 @@ def test_a_slot_is_taken_over_while_others_go_on(engine, tiny, requests):
     assert tokens == [tiny.greedy(short, 6)] * 4
 
 
-def test_new_weights_slots_and_temperatures_need_no_compilation(engine, tiny, requests):
+def test_new_weights_slots_and_temperatures_need_no_compilation(make_engine, tiny, requests):
+    engine = make_engine(group=4)
     compiled = (engine._prefill, engine._insert_prompts, engine._insert_rows, engine._generate)
     before = generate(engine, tiny.params, requests)
     sizes = [function._cache_size() for function in compiled]
