@@ -6,9 +6,9 @@ cut from one dialogue share its history, drafts of one answer share the prompt.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -33,35 +33,43 @@ def prefix_rows(families: Sequence[Sequence[Sequence[int]]], time: int) -> list[
     Raises ValueError where a family is longer than a row.
     """
     listed = [[list(sequence) for sequence in members] for members in families]
-    rows: list[list[_Tree]] = []
+    trees = _trees(listed, time)
+    rows: list[list[int]] = []  # numbers of trees
     lengths: list[int] = []
-    for tree in sorted(_trees(listed, time), key=attrgetter("size"), reverse=True):
-        # Where a row begins alike with another tree, this one takes that much less.
-        needs = [tree.size - max(common_length(tree.first, other.first) for other in row) for row in rows]
-        for row in sorted(range(len(rows)), key=needs.__getitem__):
-            if lengths[row] + needs[row] <= time and (length := _length(listed, [*rows[row], tree])) <= time:
-                rows[row].append(tree)
-                lengths[row] = length
+    row_of: dict[int, int] = {}
+    placed: list[int] = []
+    for number in sorted(range(len(trees)), key=lambda number: trees[number].size, reverse=True):
+        # Of what is placed, nothing begins as much like this tree as its neighbours in the order do.
+        at = bisect(placed, number)
+        near = placed[max(0, at - 1) : at + 1]
+        alike = max((common_length(trees[number].first, trees[other].first) for other in near), default=0)
+        roomy = (row for row, length in enumerate(lengths) if length + trees[number].size - alike <= time)
+        for row in (*(row_of[other] for other in near), *roomy, len(rows)):
+            if row == len(rows):
+                rows.append([])
+                lengths.append(0)
+            together = sorted([*rows[row], number])
+            if (length := _length(listed, _families(trees, together))) <= time:
+                rows[row], lengths[row], row_of[number] = together, length, row
                 break
-        else:
-            rows.append([tree])
-            lengths.append(tree.size)
-    return [_written(listed, row) for row in rows]
+        placed.insert(at, number)
+    return [_written(listed, _families(trees, row)) for row in rows]
 
 
 class _Tree(NamedTuple):
-    """Families that begin alike, how many tokens they take in a row, and their first sequence."""
+    """Families that begin alike, in order, how many tokens they take in a row, and their first sequence."""
 
     families: list[int]
     size: int
-    first: Sequence[int]
+    first: list[int]
 
 
 def _trees(families: Sequence[list[list[int]]], time: int) -> list[_Tree]:
-    """A tree ends where a family has less than half of its tokens in common with the one before, or has no room."""
+    """The trees in order. One ends where a family has less than half of its tokens in common with the one before, or
+    has no room."""
     trees: list[_Tree] = []
-    before: Sequence[int] = []
-    for number in _in_order(families, range(len(families))):
+    before: list[int] = []
+    for number in sorted(range(len(families)), key=lambda number: families[number]):
         members = families[number]
         alone, more = _growth([], members), _growth(before, members)
         if alone > time:
@@ -75,22 +83,21 @@ def _trees(families: Sequence[list[list[int]]], time: int) -> list[_Tree]:
     return trees
 
 
-def _in_order(families: Sequence[list[list[int]]], numbers: Iterable[int]) -> list[int]:
-    return sorted(numbers, key=lambda number: families[number])
+def _families(trees: Sequence[_Tree], numbers: Iterable[int]) -> list[int]:
+    return [family for number in numbers for family in trees[number].families]
 
 
-def _length(families: Sequence[list[list[int]]], trees: Iterable[_Tree]) -> int:
-    """How many tokens a row of these trees has."""
-    numbers = _in_order(families, (number for tree in trees for number in tree.families))
-    befores = [[], *(families[number][-1] for number in numbers)]
-    return sum(_growth(before, families[number]) for before, number in zip(befores, numbers, strict=False))
+def _length(families: Sequence[list[list[int]]], order: Sequence[int]) -> int:
+    """How many tokens a row of these families has."""
+    befores = [[], *(families[number][-1] for number in order)]
+    return sum(_growth(before, families[number]) for before, number in zip(befores, order, strict=False))
 
 
-def _written(families: Sequence[list[list[int]]], trees: Iterable[_Tree]) -> PrefixRow:
+def _written(families: Sequence[list[list[int]]], order: Sequence[int]) -> PrefixRow:
     row = PrefixRow()
     open_path: list[int] = []  # places of the sequence before; what comes may still see them
-    before: Sequence[int] = []
-    for number in _in_order(families, (number for tree in trees for number in tree.families)):
+    before: list[int] = []
+    for number in order:
         for member, sequence in enumerate(families[number]):
             common, start = common_length(before, sequence), len(row.tokens)
             _close(row, open_path[common:])
