@@ -5,44 +5,34 @@
 The stages are those of a run, with the quickstart's settings, on new samples of the world whose truth is known.
 """
 
-import argparse
 import tempfile
 from collections import Counter
 from itertools import islice
 
 import numpy as np
+from labelled import arguments, labelled
 
 from looptool_jax.config import load_config
-from looptool_jax.data.store import read_jsonl, read_samples, write_jsonl
+from looptool_jax.data.store import read_jsonl, read_samples
 from looptool_jax.evaluation.heldout import evaluate
-from looptool_jax.evaluation.repair import expansion_validity, is_right, label_repair, true_labels
+from looptool_jax.evaluation.repair import expansion_validity, is_right, label_repair
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.expand import expand
 from looptool_jax.loop.judge import ErrorSeed, judge
 from looptool_jax.loop.keys import key_for
 from looptool_jax.loop.pool import ModelPool
-from looptool_jax.loop.probe import Probe, probe
 from looptool_jax.toolcall import match
-from looptool_jax.world import generate, inject
-
-SEED = 4242  # of the world and of the noise: neither a run's nor the warm-up's
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--split", default="heldout", choices=("heldout", "train"))
-    parser.add_argument("--samples", type=int, default=400)
+    parser = arguments(__doc__, samples=400, noise=0.1)
     parser.add_argument("--groups", type=int, default=160, help="samples answered 8 times")
-    parser.add_argument("--noise", type=float, default=0.1)
-    parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     cfg, console = load_config("quickstart", args.overrides), Console(quiet=True)
     with tempfile.TemporaryDirectory() as out:
         pool = ModelPool(cfg.mesh, f"{out}/models")
         policy, judge_model = pool.lend(cfg.policy), pool.lend(cfg.judge_model)
-        longest = cfg.train.answers.prompt_tokens
-        samples = [s for s in generate(args.split, args.samples, SEED) if policy.prompt_length(s) <= longest]
-        noisy, truth = inject(samples, args.noise, SEED)
+        samples, noisy, labels, probes = labelled(policy, cfg, args, out, console)
 
         greedy_policy = evaluate(policy, samples, cfg.evaluate, f"{out}/policy", console.tokens)
         by_category = {name: round(found["accuracy"], 3) for name, found in greedy_policy["by_category"].items()}
@@ -65,13 +55,9 @@ def main() -> None:
             f"{(hits.any(1) & ~hits.all(1)).mean():.3f}"
         )
 
-        probe(policy, noisy, cfg.probe, cfg.reward, f"{out}/probe", console)
-        probes = [Probe.from_json(row) for row in read_jsonl(f"{out}/probe/probes.jsonl")]
         judged = judge(judge_model, noisy, probes, 1, cfg.judge, f"{out}/judge", console)
         print(f"judge: {judged}")
         errors = [ErrorSeed.from_json(row) for row in read_jsonl(f"{out}/judge/errors.jsonl")]
-        write_jsonl(f"{out}/truth.jsonl", [row.to_json() for row in truth])
-        labels = true_labels(noisy, f"{out}/truth.jsonl")
         judgements = list(read_jsonl(f"{out}/judge/judgements.jsonl"))
         print(f"label repair: {label_repair(noisy, [item.sample for item in errors], judgements, labels)}")
         print(f"verdict by truth: {verdicts_by_truth(noisy, judgements, labels)}")

@@ -30,6 +30,8 @@ SIZES = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536}
 HEADS = {"num_heads": 9, "num_kv_heads": 3, "head_dim": 64}
 ARMS = [
     Arm("ours shared", "step_ours.py", "shared"),
+    Arm("ours shared, remat none", "step_ours.py", "shared:none"),
+    Arm("ours shared, remat full", "step_ours.py", "shared:full"),
     Arm("ours repeated", "step_ours.py", "repeated"),
     Arm("ours repeated, all answers at a time", "step_ours.py", "repeated-all"),
     Arm("TRL float32", "step_trl.py", "float32:1", "trl"),

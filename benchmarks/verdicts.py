@@ -8,44 +8,28 @@ orders, once in each way. Overrides name another judge (`judge_model.path=...`).
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from dataclasses import replace
 from typing import Any
 
+from labelled import arguments, labelled
 from peers.alternate import table
 
 from looptool_jax.config import load_config
-from looptool_jax.data.store import read_jsonl, write_jsonl
-from looptool_jax.evaluation.repair import label_repair, true_labels
+from looptool_jax.data.store import read_jsonl
+from looptool_jax.evaluation.repair import label_repair
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.judge import ErrorSeed, judge
 from looptool_jax.loop.pool import ModelPool
-from looptool_jax.loop.probe import Probe, probe
-from looptool_jax.world import generate, inject
-
-SEED = 4243
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--split", default="heldout", choices=("heldout", "train"))
-    parser.add_argument("--samples", type=int, default=200)
-    parser.add_argument("--noise", type=float, default=0.2)
-    parser.add_argument("overrides", nargs="*")
-    args = parser.parse_args()
+    args = arguments(__doc__, samples=200, noise=0.2).parse_args()
     cfg, console = load_config("quickstart", args.overrides), Console(quiet=True)
     with tempfile.TemporaryDirectory() as out:
         pool = ModelPool(cfg.mesh, f"{out}/models")
-        policy = pool.lend(cfg.policy)
-        longest = cfg.train.answers.prompt_tokens
-        samples = [s for s in generate(args.split, args.samples, SEED) if policy.prompt_length(s) <= longest]
-        noisy, truth = inject(samples, args.noise, SEED)
-        write_jsonl(f"{out}/truth.jsonl", [row.to_json() for row in truth])
-        labels = true_labels(noisy, f"{out}/truth.jsonl")
-        probe(policy, noisy, cfg.probe, cfg.reward, f"{out}/probe", console)
-        probes = [Probe.from_json(row) for row in read_jsonl(f"{out}/probe/probes.jsonl")]
+        samples, noisy, labels, probes = labelled(pool.lend(cfg.policy), cfg, args, out, console)
         judge_model = pool.lend(cfg.judge_model)
         found: dict[str, list[dict[str, Any]]] = {}
         rows = []

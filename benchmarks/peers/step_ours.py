@@ -1,5 +1,5 @@
 """Our GRPO update: `shared`, a prompt once with all of its answers, or `repeated`, the prompt before every answer, one
-answer in a micro-batch; `repeated-all` has all of them in one, as `shared` has."""
+answer in a micro-batch; `repeated-all` has all of them in one, as `shared` has. Behind a colon: another `remat`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from looptool_jax.training.rows import Group, packed_rows
 
 
 def main() -> None:
-    folder, variant, repeats = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    folder, (variant, _, remat), repeats = sys.argv[1], sys.argv[2].partition(":"), int(sys.argv[3])
+    grpo = GrpoConfig(compute_dtype="float32", **({"remat": remat} if remat else {}))
     problem = np.load(f"{folder}/problem.npz")
     prompt, answers, advantages = (problem[name].tolist() for name in ("prompt", "answers", "advantages"))
-    step, state, update = build(f"{folder}/model", variant, prompt, answers, advantages)
+    step, state, update = build(f"{folder}/model", grpo, variant, prompt, answers, advantages)
     meter = Meter()
     for number in range(repeats + 1):
         meter.start()
@@ -31,12 +32,12 @@ def main() -> None:
         if number == 0:
             found = {"loss": float(metrics["loss"]), "grad_norm": float(metrics["grad_norm"])}
             moment = np.asarray(optax.tree.get(state.opt_state, "mu")["layers"]["q"][0])
-            np.save(f"{folder}/{variant}.npy", moment.reshape(len(moment), -1).T)
+            np.save(f"{folder}/{variant}{remat}.npy", moment.reshape(len(moment), -1).T)
             meter.warm()
-    meter.report(**found, moment=f"{variant}.npy")
+    meter.report(**found, moment=f"{variant}{remat}.npy")
 
 
-def build(model, variant, prompt, answers, advantages):
+def build(model, grpo, variant, prompt, answers, advantages):
     """The compiled step, its state and the rows of the update."""
     cfg, mesh = DecoderConfig.from_pretrained(model), make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = make_optimizer(OptimizerConfig())
@@ -49,7 +50,6 @@ def build(model, variant, prompt, answers, advantages):
         groups = [Group(prompt, [answer], [advantage]) for answer, advantage in zip(answers, advantages, strict=True)]
         each = 1 if variant == "repeated" else len(answers)
         update = packed_rows(groups, each * (len(prompt) + len(answers[0])), 1)
-    grpo = GrpoConfig(compute_dtype="float32")
     return make_grpo_step(cfg, grpo, optimizer, mesh, shardings), state, update
 
 

@@ -9,7 +9,7 @@ depend on what is computed together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
@@ -93,13 +93,17 @@ def generate(
         if prompts is None:
             decoding.prefill(list(islice(waiting, len(decoding.free))))
         else:
-            while decoding.free and (entry := next(prompts, None)):
-                decoding.insert(entry[0], requests[entry[0]], entry[1])
-            entry = None  # a prompt's keys and values are in its slot now
+            _enter(decoding, requests, prompts)
         decoding.step()
         if on_progress is not None:
             on_progress(len(decoding.finished), decoding.generated)
     return [decoding.finished[number] for number in range(len(requests))]
+
+
+def _enter(decoding: Decoding, requests: Sequence[Request], prompts: Iterator[tuple[int, Prefix]]) -> None:
+    """Fill the free slots. A function, so that no name keeps the last prompt's keys and values beside its slot."""
+    for number, prompt in islice(prompts, len(decoding.free)):
+        decoding.insert(number, requests[number], prompt)
 
 
 class Decoding:

@@ -25,6 +25,7 @@ from looptool_jax.data.store import (
 from looptool_jax.evaluation.heldout import evaluate
 from looptool_jax.evaluation.repair import expansion_validity, label_repair, remaining_noise, true_labels
 from looptool_jax.inference.answers import Answerer
+from looptool_jax.inference.lm import resolved_attention
 from looptool_jax.loop import compose as composition
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.expand import expand
@@ -41,6 +42,7 @@ from looptool_jax.models.config import ModelError
 from looptool_jax.models.hf import save_pretrained
 from looptool_jax.parallel import processes
 from looptool_jax.toolcall import Sample
+from looptool_jax.training.rows import alignment
 
 Metrics = dict[str, Any]
 
@@ -111,10 +113,12 @@ class Runner:
         return stages
 
     def _check_models(self) -> None:
-        """A judge that cannot be used is better told now than after a round of training."""
+        """What cannot be trained, or a judge that cannot be used, is better told now than after hours."""
         cfg = self.cfg
         if cfg.policy.dtype == "int8" and cfg.train.lora is None:
             raise ModelError("policy.dtype: int8 weights cannot be trained; set train.lora, or use bfloat16")
+        longest = (cfg.train.answers.prompt_tokens, cfg.train.answers.answer_tokens)
+        alignment(resolved_attention(cfg.policy.attention, self.pool.mesh), cfg.train.grpo.micro_tokens, *longest)
         models = [cfg.policy]
         if not cfg.static and (cfg.rounds > 1 or cfg.finish_loop):
             expands = cfg.expand.enabled and cfg.compose.expanded_part == "expand"

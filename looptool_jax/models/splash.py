@@ -75,10 +75,11 @@ def splash_attend(
     def row(inputs: tuple[Array, Array, Array, Array]) -> Array:
         q, k, v, ends = inputs
         segments, codes = _encode(ends, align)
-        over_keys, over_queries = _blocks(ends, block)
-        forward, backward = MaskInfo(*over_keys, None, codes), MaskInfo(*over_queries, None, codes)  # type: ignore[arg-type]
+        computed, keys, queries = _blocks(ends, block)
+        given: Any = {"block_mask": computed, "mask_next": None, "partial_mask_blocks": None, "q_sequence": codes}
+        over_keys, over_queries = MaskInfo(data_next=keys, **given), MaskInfo(data_next=queries, **given)
         kernel = kernels.SplashAttentionKernel(
-            forward, forward, backward, block_sizes=sizes, is_mqa=False, save_residuals=False,
+            over_keys, over_keys, over_queries, block_sizes=sizes, is_mqa=False, save_residuals=False,
             mask_value=kernels.DEFAULT_MASK_VALUE, attn_logits_soft_cap=None, residual_checkpoint_name=ATTENDED,
             mask_function=_sees(align), interpret=interpret,
         )  # fmt: skip
@@ -141,10 +142,12 @@ def _latest(marked: Bool[Array, " time"]) -> Int[Array, " time"]:
     return jax.lax.cummax(jnp.where(marked, jnp.arange(len(marked)), -1))
 
 
-def _blocks(ends: Int[Array, " time"], block: int) -> tuple[tuple[Array, None, Array], tuple[Array, None, Array]]:
-    """Which pairs of blocks are computed, and which block is fetched at each step: of keys for a block of queries, and
-    of queries for a block of keys. At a pair that is not computed it is that of the next one that is, so that nothing
-    is fetched for it. A block always sees itself, so that the sums over keys of padding are not empty."""
+def _blocks(ends: Int[Array, " time"], block: int) -> tuple[Array, Array, Array]:
+    """Which pairs of blocks (queries, keys) are computed, and at each pair the block that is fetched: of keys where the
+    loop is over keys, of queries where it is over queries. Each is [1, blocks, blocks]: one map for all heads.
+
+    At a pair that is not computed it is the block of the next one that is, so that nothing is fetched for it. A block
+    always sees itself, so that the sums over keys of padding are not empty."""
     number = jnp.arange(len(ends) // block)
     query, key = number[:, None], number
     seen = (key == query) | ((key < query) & (ends.reshape(-1, block).max(axis=1) > query * block))
@@ -152,5 +155,4 @@ def _blocks(ends: Int[Array, " time"], block: int) -> tuple[tuple[Array, None, A
     keys = jnp.minimum(jax.lax.cummin(keys, axis=1, reverse=True), query)
     queries = jnp.where(seen, query, -1).astype(jnp.int32)
     queries = jnp.maximum(jax.lax.cummax(queries, axis=0), key)
-    computed = seen[None].astype(jnp.int32)
-    return (keys[None], None, computed), (queries[None], None, computed)
+    return seen[None].astype(jnp.int32), keys[None], queries[None]

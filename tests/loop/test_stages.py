@@ -8,6 +8,7 @@ import pytest
 from looptool_jax.config import load_config
 from looptool_jax.data.store import DataError, read_jsonl, read_samples
 from looptool_jax.inference.answers import Answer, AnswerConfig
+from looptool_jax.loop import runner
 from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.expand import ExpandConfig, expand
@@ -15,6 +16,7 @@ from looptool_jax.loop.judge import ErrorSeed, JudgeConfig, judge
 from looptool_jax.loop.probe import Probe
 from looptool_jax.loop.runner import Runner
 from looptool_jax.loop.train import TrainConfig, schedule
+from looptool_jax.models.config import ModelError
 from looptool_jax.toolcall import Call, ChatError, Message, Origin, Sample, Target, Tool
 
 QUIET = Console(quiet=True)
@@ -239,6 +241,16 @@ def test_a_model_without_a_chat_format_is_refused_before_the_first_stage(model, 
     settings = [f"run_dir={tmp_path}", f"{model}={{path: nano/judge, format: ''}}", "mesh.fsdp=1", "mesh.data=-1"]
     with pytest.raises(ChatError, match=r"nano/judge: no chat format is set .* fit qwen3;"):
         Runner(load_config("micro", settings), QUIET).run()
+    assert not (tmp_path / "seed").exists()
+
+
+def test_rows_that_the_attention_cannot_compute_are_refused_before_the_first_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "resolved_attention", lambda name, mesh: "splash")
+    settings = [f"run_dir={tmp_path}", "train.answers.answer_tokens=5000", "train.grpo.micro_tokens=8192"]
+    with pytest.raises(
+        ModelError, match=r"train.answers.answer_tokens: .* up to 4096 tokens, not 5000; .*attention=xla"
+    ):
+        Runner(load_config("micro", [*settings, "mesh.fsdp=1", "mesh.data=-1"]), QUIET).run()
     assert not (tmp_path / "seed").exists()
 
 
