@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -110,16 +110,18 @@ class Decoding:
     """The slots of an engine while requests, which the caller numbers, enter, are answered and leave.
 
     free: slots that are empty, in order. finished: the completions of the requests that have left, by number.
-    generated: tokens so far.
+    given_up: those that left without an answer. generated: tokens so far.
     """
 
     def __init__(self, engine: DecoderEngine, params: Params) -> None:
         self.engine, self.params = engine, engine.load_params(params)
+        self._compiling = engine.compile_ahead(self.params)
         self.state = engine.init_decode_state()
         self.free = list(range(engine.slots))
         self.finished: dict[int, list[Completion]] = {}
+        self.given_up: list[int] = []
         self.generated = 0
-        self._at_work: dict[int, tuple[int, Request, list[_Answer]]] = {}
+        self._at_work: dict[int, _Group] = {}
 
     @property
     def busy(self) -> bool:
@@ -129,7 +131,7 @@ class Decoding:
         """Compute the prompts of the arrivals and put them into free slots: by bucket, in batches of a fixed size."""
         by_bucket: dict[int, list[tuple[int, Request]]] = {}
         for number, request in arrivals:
-            slot = self._take(number, request)
+            slot = self._take(number, request, 0.0)
             by_bucket.setdefault(self.engine.bucket(len(request.tokens)), []).append((slot, request))
         size = self.engine.prefill_batch
         for bucket, members in sorted(by_bucket.items()):
@@ -142,34 +144,42 @@ class Decoding:
                 lengths = np.array([len(request.tokens) for _, request in batch])
                 self._insert(self.engine.prefill_many(self.params, tokens, lengths), batch)
 
-    def insert(self, number: int, request: Request, prefix: Prefix) -> None:
-        """Put a request whose prompt is computed already into a free slot."""
-        self._insert(prefix, [(self._take(number, request), request)])
+    def insert(self, number: int, request: Request, prefix: Prefix, closest: float = 0.0) -> None:
+        """Put a request whose prompt is computed already into a free slot. It is given up where two logits come closer
+        than `closest`."""
+        self._insert(prefix, [(self._take(number, request, closest), request)])
 
     def step(self) -> None:
         """`steps_per_sync` tokens for every answer; requests whose answers have all ended leave."""
+        self._compiling.result()
         self.state, result = self.engine.generate(self.params, self.state)
         result = result.convert_to_numpy()
         logprobs, leads = self.engine.log_probs(result), self.engine.leads(result)
-        for slot, (number, request, answers) in list(self._at_work.items()):
+        for slot, group in list(self._at_work.items()):
             rows, first = result.get_result_at_slot(slot), slot * self.engine.group
-            for g, answer in enumerate(answers):
+            for g, answer in enumerate(group.answers):
                 count = int(rows.valid[g].sum())
                 self.generated += count
                 answer.tokens.extend(rows.tokens[g, :count].tolist())
                 answer.logprobs.extend(logprobs[first + g, :count].tolist())
                 answer.lead = min([answer.lead, *leads[first + g, :count].tolist()])
-            if all(answer.ended(request, self.engine.eos_ids) for answer in answers):
-                del self._at_work[slot]
-                self.free = sorted([*self.free, slot])
-                self.finished[number] = [
-                    answer.completion(request, g, self.engine.eos_ids) for g, answer in enumerate(answers)
+            if min(answer.lead for answer in group.answers) < group.closest:
+                self._leave(slot)
+                self.given_up.append(group.number)
+            elif all(answer.ended(group.request, self.engine.eos_ids) for answer in group.answers):
+                self._leave(slot)
+                self.finished[group.number] = [
+                    answer.completion(group.request, g, self.engine.eos_ids) for g, answer in enumerate(group.answers)
                 ]
 
-    def _take(self, number: int, request: Request) -> int:
+    def _take(self, number: int, request: Request, closest: float) -> int:
         slot = self.free.pop(0)
-        self._at_work[slot] = (number, request, [_Answer() for _ in range(self.engine.group)])
+        self._at_work[slot] = _Group(number, request, [_Answer() for _ in range(self.engine.group)], closest)
         return slot
+
+    def _leave(self, slot: int) -> None:
+        del self._at_work[slot]
+        self.free = sorted([*self.free, slot])
 
     def _insert(self, prefix: Prefix, batch: Sequence[tuple[int, Request]]) -> None:
         self.state = self.engine.insert_many(
@@ -200,6 +210,15 @@ def check(engine: DecoderEngine, request: Request) -> None:
         raise RequestError(f"request {request.id}: token {alien} is none of the model's {engine.cfg.vocab_size}")
     if not request.temperature >= 0:
         raise RequestError(f"request {request.id}: temperature is {request.temperature}; it must be 0 (greedy) or more")
+
+
+class _Group(NamedTuple):
+    """What is in a slot."""
+
+    number: int
+    request: Request
+    answers: list[_Answer]
+    closest: float
 
 
 class _Answer:

@@ -6,7 +6,7 @@ alike are computed once.
 
 The pass and step-by-step decoding add up the same numbers in another order, so their logits differ in the last bits. A
 request at whose answer two logits come closer than `NEAR_TIE` anywhere is therefore decoded step by step, from its
-prompt on. So the tokens are those of step-by-step decoding.
+prompt on, beside those that go on from a draft. So the tokens are those of step-by-step decoding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from looptool_jax.inference.batch import Completion, Decoding, Request, check, generate
+from looptool_jax.inference.batch import Completion, Decoding, Request, check
 from looptool_jax.parallel.processes import stop_if_preempted
 
 if TYPE_CHECKING:
@@ -74,20 +74,25 @@ def greedy(
     near = near_tie(engine.dtype.name, engine.mesh.devices.flat[0].platform)
     done: dict[int, Completion] = {}
     begun: dict[int, _Checked] = {}  # what goes on by decoding
-    again: set[int] = set()
+    again: deque[int] = deque()  # what is decoded from its prompt on
     drafted = 0
     batches = deque(scorer.rows_of(families))
     pending: deque[tuple[int, Request, int, np.ndarray]] = deque()  # with row and path in what was computed last
     computed: Computed | None = None
-    while batches or pending or decoding.busy:
+    while batches or pending or again or decoding.busy:
         stop_if_preempted()
-        while decoding.free and (pending or batches):
+        while decoding.free and (pending or again or batches):
             if pending:
                 assert computed is not None
                 number, rest, row, path = pending.popleft()
-                decoding.insert(number, rest, scorer.branch(params, computed, row, path))
+                decoding.insert(number, rest, scorer.branch(params, computed, row, path), near)
                 continue
-            rows, computed = batches.popleft(), None  # its memory is for the next
+            computed = None  # its memory is for what comes
+            if len(again) >= engine.prefill_batch or not batches:
+                arrivals = [again.popleft() for _ in range(min(len(again), len(decoding.free)))]
+                decoding.prefill([(number, requests[number]) for number in arrivals])
+                continue
+            rows = batches.popleft()
             scores, computed = scorer(params, rows, families, starts)
             for row, number in sorted({(i, family) for i, each in enumerate(rows) for family, _ in each.paths}):
                 request = requests[number]
@@ -97,7 +102,7 @@ def greedy(
                 ]
                 best = max(known, key=lambda checked: len(checked.tokens))
                 if best.lead < near:
-                    again.add(number)
+                    again.append(number)
                     continue
                 drafted += len(best.tokens)
                 if best.complete:
@@ -109,25 +114,19 @@ def greedy(
                 pending.append((number, rest, row, path))
         if decoding.busy:
             decoding.step()
+        for number in decoding.given_up:
+            del begun[number]
+        again += decoding.given_up
+        decoding.given_up.clear()
         for number in list(decoding.finished):
-            [end], start = decoding.finished.pop(number), begun.pop(number)
-            if end.lead < near:
-                again.add(number)
-                continue
-            lead = min(start.lead, end.lead)
-            done[number] = _completion(requests[number], start, end.tokens, end.logprobs, lead, engine.eos_ids)
+            [end], start = decoding.finished.pop(number), begun.pop(number, None)
+            if start is None:
+                done[number] = replace(end, near_tie=True)
+            else:
+                lead = min(start.lead, end.lead)
+                done[number] = _completion(requests[number], start, end.tokens, end.logprobs, lead, engine.eos_ids)
         if on_progress is not None:
             on_progress(len(done), drafted + decoding.generated)
-    computed = None
-    stepwise, finished, counted = sorted(again), len(done), drafted + decoding.generated
-
-    def progress(more: int, tokens: int) -> None:
-        if on_progress is not None:
-            on_progress(finished + more, counted + tokens)
-
-    slowly = generate(engine, params, [requests[i] for i in stepwise], progress)
-    for number, [whole] in zip(stepwise, slowly, strict=True):
-        done[number] = replace(whole, near_tie=True)
     return [done[number] for number in range(len(requests))]
 
 

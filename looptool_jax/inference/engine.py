@@ -11,6 +11,7 @@ Parameters come from `load_params`; weights of another placement would be compil
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +24,12 @@ from jetstream.engine import engine_api, tokenizer_pb2
 from looptool_jax.inference.sampling import row_keys, sample
 from looptool_jax.inference.token_ids import NO_BOS, TokenIdsOnly
 from looptool_jax.models import decoder, linear
+from looptool_jax.models.attention import KV, Cache
 from looptool_jax.models.config import DecoderConfig
-from looptool_jax.models.decoder import KV, Cache, Params
+from looptool_jax.models.decoder import Params
 from looptool_jax.parallel import mesh as meshes
 from looptool_jax.parallel import rules
-from looptool_jax.parallel.compilation import bucket
+from looptool_jax.parallel.compilation import bucket, compiled_ahead
 
 SMALLEST_BUCKET = 16
 
@@ -139,6 +141,7 @@ class DecoderEngine(engine_api.Engine):
         self.draft_len, self.eos_ids, self.pad_id = draft_len, tuple(eos_ids), pad_id
         self.steps_per_sync, self.prefill_batch = steps_per_sync, prefill_batch
         self.top_k, self.top_p, self.dtype, self.attention = top_k, top_p, jnp.dtype(dtype), attention
+        self._compiling: Future[jax.stages.Compiled] | None = None
         self._compile()
 
     # --- shardings and compiled functions ---------------------------------------------------------------------------
@@ -248,8 +251,11 @@ class DecoderEngine(engine_api.Engine):
     def _generate_fn(self, params: Params, state: DecodeState) -> tuple[DecodeState, Int[Array, "rows columns"]]:
         s, g, k = self.slots, self.group, self.steps_per_sync
         prompt_length, answered = state.rows.prompt_length, state.rows.length
-        prompt = Cache(state.prompt_kv, (jnp.arange(state.prompt_kv.k.shape[3]) < prompt_length[:, None])[:, None])
-        answer = Cache(state.answer_kv, jnp.arange(self.answer_len) < answered[..., None])
+        at_work = ~state.rows.done
+        prompt_seen = jnp.where(at_work.any(axis=1), prompt_length, 0)[:, None]
+        answer_seen = jnp.where(at_work, answered, 0)
+        prompt = Cache(state.prompt_kv, prompt_seen, prompt_seen.max())
+        answer = Cache(state.answer_kv, answer_seen, answer_seen.max())
         temperature = jnp.repeat(state.rows.temperature, g)
         eos_ids = jnp.asarray(self.eos_ids, jnp.int32)
 
@@ -262,7 +268,7 @@ class DecoderEngine(engine_api.Engine):
             )  # fmt: skip
             length = rows.length + valid
             ended = jnp.isin(rows.token, eos_ids) | (length >= rows.max_new[:, None])
-            recent = Cache(recent_kv, (jnp.arange(k) < number)[None, None])
+            recent = Cache(recent_kv, number[None, None], number)
             hidden, new = decoder.decode_step(
                 params, self.cfg, rows.token, prompt_length[:, None] + rows.length, (prompt, answer, recent)
             )
@@ -312,6 +318,13 @@ class DecoderEngine(engine_api.Engine):
         prefix = jax.eval_shape(self._prefill_fn, params, *self._abstract_prompts())
         slots = jax.ShapeDtypeStruct((self.prefill_batch,), jnp.int32)
         return self._insert_prompts.lower(self.abstract_state.prompt_kv, prefix.kv, slots)
+
+    def compile_ahead(self, params: Params) -> Future[jax.stages.Compiled]:
+        """Begin to compile `generate` in the background, the first time; wait for it before the first call."""
+        if self._compiling is None:
+            abstract = self.abstract(params)
+            self._compiling = compiled_ahead(lambda: self.lower_generate(abstract))
+        return self._compiling
 
     def lower_generate(self, params: Params) -> jax.stages.Lowered:
         """The `steps_per_sync` decode steps of `generate`, to be compiled without arrays."""

@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, Int
 from looptool_jax.inference.prefix_rows import PrefixRow, prefix_rows
 from looptool_jax.inference.sampling import best_and_lead
 from looptool_jax.models import decoder
+from looptool_jax.models.attention import KV
 from looptool_jax.models.config import DecoderConfig, ModelError
-from looptool_jax.models.decoder import KV, Params
+from looptool_jax.models.decoder import Params
 from looptool_jax.parallel import rules
 from looptool_jax.parallel.compilation import bucket
 
@@ -48,7 +49,7 @@ class Computed(NamedTuple):
 
 class Scorer:
     """Scores families of up to `members` sequences of at most `longest` tokens. A row has room for at least two
-    sequences; one that is not full is padded to the next power of two.
+    sequences; one that is not full is padded to the next power of two, or the next eighth if it is more than half full.
 
     On TPUs too the attention is XLA's, as the splash kernel computes no trees as deep as those of dialogues.
     """
@@ -116,7 +117,10 @@ class Scorer:
         self, rows: Sequence[PrefixRow], families: Sequence[Sequence[Sequence[int]]], starts: Sequence[int]
     ) -> tuple[tuple, dict[tuple[int, int], tuple[int, slice]]]:
         """Arguments of the pass behind the parameters, and where each sequence's scores will stand."""
-        time = bucket(max(len(row.tokens) for row in rows), SMALLEST_ROW, self.time)
+        longest, eighth = max(len(row.tokens) for row in rows), -(-self.time // 8)
+        time = min(self.time, -(-longest // eighth) * eighth)
+        if longest <= self.time // 2:
+            time = bucket(longest, SMALLEST_ROW, self.time // 2)
         # Sequences that are equal or end alike add places to score, but no tokens.
         scored_most = max(sum(len(path) - starts[f] for (f, _), path in row.paths.items()) for row in rows)
         room = time if scored_most <= time else bucket(scored_most, time, 2 * scored_most)

@@ -1,105 +1,118 @@
-"""Attention of a decoding step: queries against caches of keys and values, merged by log-sum-exp.
+"""Attention of a decoding step: one query of every answer against caches of keys and values, and against itself.
 
-A block is either a prompt shared by the answers of a group or the answers' own keys and values. Nothing is
-concatenated, and neither the prompt (over the group) nor a key-value head (over its query heads) is repeated.
+A cache is either a prompt shared by the answers of a group or the answers' own keys and values. Neither the prompt
+(over the group) nor a key-value head (over its query heads) is repeated. Caches are read block by block, only as far
+as some answer reaches, with a running log-sum-exp (FlashAttention, arXiv 2205.14135). A block that an answer does not
+see adds exact zeros to its sums, so how far the others reach changes no bit of its result.
 
-Dimension names: n prompts, g answers of a group, b = rows of a block (n, or n x g), t queries, s keys, k key-value
-heads, q query heads of one key-value head, h head_dim.
+Dimension names: n prompts, g answers of a group, b = rows of a cache (n, or n x g), r answers of one of them (g, or 1),
+s keys, k key-value heads, q query heads of one key-value head, h head_dim.
 """
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
+
+BLOCK_BYTES = 2**22  # keys that a device reads at a time: large beside what a pass of the loop costs
+SMALLEST_BLOCK = 128
 
 _MASKED = -1e30
 
 
-class Block(NamedTuple):
-    """Keys and values, shared [prompts, keys, kv_heads, head_dim] or of each answer [prompts, group, keys, ...].
+class KV(NamedTuple):
+    """Keys (after norm and rotation) and values."""
 
-    The mask of what may be seen broadcasts to [prompts, group, queries, keys].
-    """
+    k: Float[Array, "... kv_heads head_dim"]
+    v: Float[Array, "... kv_heads head_dim"]
 
-    k: Float[Array, "... keys kv_heads head_dim"]
-    v: Float[Array, "... keys kv_heads head_dim"]
-    mask: Bool[Array, "#prompts #group #queries keys"]
+
+class Cache(NamedTuple):
+    """Keys and values that a decoding step reads, and how far: each answer sees the first `length` places.
+
+    Time stands behind the heads, as the products of a TPU want it: in another order it would copy the cache."""
+
+    kv: KV
+    """shared [layers, prompts, kv_heads, time, head_dim] or [layers, prompts, group, kv_heads, time, head_dim]"""
+    length: Int[Array, "#prompts #group"]
+    """the same for all answers of a shared prompt"""
+    reach: Int[Array, ""]
+    """the largest length of an answer whose result is wanted; those that see more get less"""
 
 
 def attend(
-    q: Float[Array, "prompts group queries heads head_dim"], blocks: Sequence[Block]
-) -> Float[Array, "prompts group queries heads head_dim"]:
-    """Softmax attention (float32, scale head_dim^-0.5) over the union of all blocks; result in the dtype of `q`.
-
-    Every query must see at least one key in some block.
-    """
-    q_ngtkqh = _grouped(q, blocks)
-    part = functools.reduce(_merge, [_attend_block(q_ngtkqh, block) for block in blocks])
-    return (part.out / part.total[..., None]).astype(q.dtype).reshape(q.shape)
-
-
-class _Part(NamedTuple):
-    """A block's unnormalised result: out = Σ exp(s - top) v, total = Σ exp(s - top), top = max s, of each query."""
-
-    out: Float[Array, "prompts group queries kv_heads per_kv head_dim"]
-    total: Float[Array, "prompts group queries kv_heads per_kv"]
-    top: Float[Array, "prompts group queries kv_heads per_kv"]
+    q: Float[Array, "prompts group heads head_dim"], own: KV, caches: Sequence[Cache], layer: Int[Array, ""]
+) -> Float[Array, "prompts group heads head_dim"]:
+    """Softmax attention (float32, scale head_dim^-0.5) over one layer of all caches and the token itself, whose keys
+    and values [prompts, group, kv_heads, head_dim] are `own`; result in the dtype of `q`."""
+    n, g, heads, h = q.shape
+    kv_heads = own.k.shape[2]
+    q_ngkqh = (q * h**-0.5).reshape(n, g, kv_heads, heads // kv_heads, h)
+    top = jnp.einsum("ngkqh,ngkh->ngkq", q_ngkqh, own.k, preferred_element_type=jnp.float32)
+    out = jnp.broadcast_to(own.v[:, :, :, None].astype(jnp.float32), q_ngkqh.shape)
+    sums = _Sums(out, jnp.ones_like(top), top)
+    for cache in caches:
+        sums = _add(sums, q_ngkqh, cache, layer)
+    return (sums.out / sums.total[..., None]).astype(q.dtype).reshape(q.shape)
 
 
-def _attend_block(q_ngtkqh: Array, block: Block) -> _Part:
-    k, v, mask = _rows(block, q_ngtkqh.shape[1])
-    s_bktqs = _scores(_fold(q_ngtkqh, block), k, mask)
-    top_bktq = jnp.max(s_bktqs, axis=-1)
-    p_bktqs = jnp.exp(s_bktqs - top_bktq[..., None])
-    out_bktqh = jnp.einsum("bktqs,bskh->bktqh", p_bktqs.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    lead = q_ngtkqh.shape[:-1]
-    return _Part(
-        out_bktqh.swapaxes(1, 2).reshape(q_ngtkqh.shape),
-        jnp.sum(p_bktqs, axis=-1).swapaxes(1, 2).reshape(lead),
-        top_bktq.swapaxes(1, 2).reshape(lead),
-    )
+class _Sums(NamedTuple):
+    """Unnormalised results: out = Σ exp(s - top) v, total = Σ exp(s - top), top = max s, of each query."""
+
+    out: Float[Array, "prompts group kv_heads per_kv head_dim"]
+    total: Float[Array, "prompts group kv_heads per_kv"]
+    top: Float[Array, "prompts group kv_heads per_kv"]
 
 
-def _merge(a: _Part, b: _Part) -> _Part:
-    top = jnp.maximum(a.top, b.top)
-    scale_a, scale_b = jnp.exp(a.top - top), jnp.exp(b.top - top)
-    out = a.out * scale_a[..., None] + b.out * scale_b[..., None]
-    return _Part(out, a.total * scale_a + b.total * scale_b, top)
+def _add(sums: _Sums, q_ngkqh: Array, cache: Cache, layer: Array) -> _Sums:
+    """The sums with what the queries see of a cache."""
+    n, g = q_ngkqh.shape[:2]
+    shared = cache.kv.k.ndim == 5
+    rows, answers = (n, g) if shared else (n * g, 1)
+    length_b = jnp.broadcast_to(cache.length, (n, 1) if shared else (n, g)).reshape(-1)
+    time = cache.kv.k.shape[-2]
+    block = _block_size(cache.kv.k)
+
+    def by_head(x: Array) -> Array:
+        return x.reshape(rows, answers, *x.shape[2:]).swapaxes(1, 2)
+
+    q_bkrqh = by_head(q_ngkqh)
+
+    def add(number: Array, sums: _Sums) -> _Sums:
+        first = number * block
+        start = jnp.minimum(first, time - block)  # the last block may reach back into the one before
+        k_bksh, v_bksh = (
+            _block(x, layer, start, block).reshape(rows, *x.shape[-3:-2], block, x.shape[-1]) for x in cache.kv
+        )
+        place_s = start + jnp.arange(block)
+        seen_bs = (place_s >= first) & (place_s < length_b[:, None])
+        s_bkrqs = jnp.einsum("bkrqh,bksh->bkrqs", q_bkrqh, k_bksh, preferred_element_type=jnp.float32)
+        s_bkrqs = jnp.where(seen_bs[:, None, None, None], s_bkrqs, _MASKED)
+        top = jnp.maximum(sums.top, s_bkrqs.max(axis=-1))
+        weights, scale = jnp.exp(s_bkrqs - top[..., None]), jnp.exp(sums.top - top)
+        out = jnp.einsum("bkrqs,bksh->bkrqh", weights.astype(v_bksh.dtype), v_bksh, preferred_element_type=jnp.float32)
+        return _Sums(sums.out * scale[..., None] + out, sums.total * scale + weights.sum(axis=-1), top)
+
+    blocks = (cache.reach + block - 1) // block
+    sums = jax.lax.fori_loop(0, blocks, add, _Sums(*map(by_head, sums)))
+    return _Sums(*(x.swapaxes(1, 2).reshape(n, g, *x.shape[1:2], *x.shape[3:]) for x in sums))
 
 
-def _scores(q_btkqh: Array, k_bskh: Array, mask_bts: Array) -> Array:
-    # Tied to the queries of this layer: what depends on the mask alone, expanded to all heads, would be computed ahead
-    # of a scan over layers and kept.
-    q_btkqh, mask_bts, masked = jax.lax.optimization_barrier((q_btkqh, mask_bts, jnp.float32(_MASKED)))
-    s_bktqs = jnp.einsum("btkqh,bskh->bktqs", q_btkqh, k_bskh, preferred_element_type=jnp.float32)
-    return jnp.where(mask_bts[:, None, :, None, :], s_bktqs, masked)
+def _block_size(cache: Array) -> int:
+    """Places of a block. There are always two: a single one XLA would read ahead of the loop, needed or not."""
+    time = cache.shape[-2]
+    devices = max(1, jax.sharding.get_abstract_mesh().size)
+    bytes_of_a_place = cache.size // cache.shape[0] // time * cache.dtype.itemsize / devices
+    return min(-(-time // 2), max(SMALLEST_BLOCK, 2 ** int(math.log2(BLOCK_BYTES / bytes_of_a_place))))
 
 
-def _grouped(q: Array, blocks: Sequence[Block]) -> Array:
-    """Scaled queries with the query heads of one key-value head as an axis."""
-    n, g, t, heads, h = q.shape
-    kv_heads = blocks[0].k.shape[-2]
-    return (q * h**-0.5).reshape(n, g, t, kv_heads, heads // kv_heads, h)
-
-
-def _fold(x: Array, block: Block) -> Array:
-    """[n, g, t, ...] as [b, t, ...]: all answers of a prompt are queries of its shared block, or each has its own."""
-    n, g, t, *rest = x.shape
-    return x.reshape(n, g * t, *rest) if block.k.ndim == 4 else x.reshape(n * g, t, *rest)
-
-
-def _rows(block: Block, group: int) -> Block:
-    """The block with k, v [b, s, k, h] and a mask that broadcasts to [b, t, s]."""
-    k, v, mask = block
-    if k.ndim == 5:
-        k, v = k.reshape(-1, *k.shape[2:]), v.reshape(-1, *v.shape[2:])
-        mask = jnp.broadcast_to(mask, (block.k.shape[0], group, *mask.shape[2:]))
-        return Block(k, v, mask.reshape(-1, *mask.shape[2:]))
-    if mask.shape[1:3] != (1, 1):
-        mask = jnp.broadcast_to(mask, (mask.shape[0], group, *mask.shape[2:]))
-    return Block(k, v, mask.reshape(mask.shape[0], -1, mask.shape[3]))
+def _block(cache: Array, layer: Array, start: Array, size: int) -> Array:
+    """`size` places of one layer, from `start` on."""
+    zeros = (0,) * (cache.ndim - 3)
+    sizes = (1, *cache.shape[1:-2], size, cache.shape[-1])
+    return jax.lax.dynamic_slice(cache, (layer, *zeros, start, 0), sizes)[0]

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from looptool_jax.models.attention import Block, attend
+from looptool_jax.models.attention import KV, Cache, attend
 from looptool_jax.models.config import DecoderConfig
 from looptool_jax.models.linear import project
 from looptool_jax.models.moe import mixture
@@ -38,13 +38,6 @@ Attention = Literal["xla", "splash"]
 Remat = Literal["none", "attention", "full"]
 
 _ANY = PartitionSpec.UNCONSTRAINED
-
-
-class KV(NamedTuple):
-    """Keys (after norm and rotation) and values of all layers."""
-
-    k: Float[Array, "layers ... kv_heads head_dim"]
-    v: Float[Array, "layers ... kv_heads head_dim"]
 
 
 class Layers(nnx.Module):
@@ -147,16 +140,6 @@ def forward(
     return _rms_norm(cfg, x_btd, params["final_norm"]), kv
 
 
-class Cache(NamedTuple):
-    """Keys and values that a decode step reads, shared [layers, prompts, kv_heads, time, head_dim] or of each answer
-    [layers, prompts, group, kv_heads, time, head_dim], and which of them it sees, broadcast to [prompts, group, time].
-
-    Time stands behind the heads, as the products of a TPU want it: in another order it would copy the cache."""
-
-    kv: KV
-    seen: Bool[Array, "#prompts #group time"]
-
-
 def decode_step(
     params: Params,
     cfg: DecoderConfig,
@@ -167,27 +150,16 @@ def decode_step(
     """One token of every answer: sees what the caches hold and itself. The caches are only read.
 
     Returns:
-        hidden after the final norm, and this token's keys and values [layers, prompts, group, kv_heads, 1, head_dim].
+        hidden after the final norm, and this token's keys and values [layers, prompts, group, kv_heads, head_dim].
     """
-    itself = jnp.ones((1, 1, 1, 1), bool)
-    angles = rotation(cfg, positions[..., None])
+    angles = rotation(cfg, positions)
 
-    def layer(x_ng1d: Array, inputs: tuple[Params, list[KV]]) -> tuple[Array, KV]:
-        p, kvs = inputs
+    def layer(x_ngd: Array, inputs: tuple[Params, Array]) -> tuple[Array, KV]:
+        p, number = inputs
+        return _layer(cfg, p, x_ngd, angles, lambda q, own: attend(q, own, caches, number))
 
-        def mix(q: Array, kv: KV) -> Array:
-            blocks = [
-                Block(k.swapaxes(-3, -2), v.swapaxes(-3, -2), cache.seen[:, :, None])
-                for (k, v), cache in zip(kvs, caches, strict=True)
-            ]
-            return attend(q, [*blocks, Block(kv.k, kv.v, itself)])
-
-        x_ng1d, kv = _layer(cfg, p, x_ng1d, angles, mix)
-        return x_ng1d, jax.tree.map(lambda x: x.swapaxes(-3, -2), kv)
-
-    start = _embed(params, tokens[..., None])
-    x_ng1d, new = jax.lax.scan(layer, start, (params["layers"], [cache.kv for cache in caches]))
-    return _rms_norm(cfg, x_ng1d[:, :, 0], params["final_norm"]), new
+    x_ngd, new = jax.lax.scan(layer, _embed(params, tokens), (params["layers"], jnp.arange(cfg.num_layers)))
+    return _rms_norm(cfg, x_ngd, params["final_norm"]), new
 
 
 def cached(kv: KV, dtype: DTypeLike) -> KV:
@@ -197,7 +169,7 @@ def cached(kv: KV, dtype: DTypeLike) -> KV:
 
 def put(cache: KV, new: KV, place: Int[Array, ""]) -> KV:
     """A cache of answers with one token's keys and values, as from `decode_step`, at one place of every row."""
-    write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=4)
+    write = partial(jax.lax.dynamic_update_index_in_dim, index=place, axis=4)
     return jax.tree.map(lambda old, entry: write(old, entry.astype(old.dtype)), cache, new)
 
 

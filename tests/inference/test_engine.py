@@ -74,6 +74,17 @@ def test_new_weights_slots_and_temperatures_need_no_compilation(make_engine, tin
     assert before != after[::-1], "the engine did not take the new weights"
 
 
+def test_what_is_compiled_ahead_is_what_runs(make_engine, tiny, requests, caplog):
+    engine = make_engine(slots=5)
+    assert engine.compile_ahead(tiny.params) is engine.compile_ahead(tiny.params)
+    engine.compile_ahead(tiny.params).result()
+    with jax.log_compiles():
+        generate(engine, tiny.params, requests)
+    compiled = [record.message for record in caplog.records if "Finished XLA compilation" in record.message]
+    assert sum("jit(_insert_rows_fn)" in line for line in compiled) == 1
+    assert sum("jit(traced)" in line for line in compiled) == 2, "prefill for two buckets, and nothing else"
+
+
 def test_the_decode_state_is_donated(engine, tiny):
     state = engine.init_decode_state()
     engine.generate(engine.load_params(tiny.params), state)

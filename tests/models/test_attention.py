@@ -1,63 +1,86 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from looptool_jax.models.attention import Block, attend
+from looptool_jax.models import attention
+from looptool_jax.models.attention import KV, Cache, attend
+
+LAYERS, H = 3, 8
 
 
-def naive(q, blocks):
-    """Repeats everything, concatenates, one dense softmax."""
-    n, g, t, heads, h = q.shape
-    keys, values, masks = [], [], []
-    for k, v, mask in blocks:
-        shared = k.ndim == 4
-        keys.append(jnp.broadcast_to(k[:, None], (n, g, *k.shape[1:])) if shared else k)
-        values.append(jnp.broadcast_to(v[:, None], (n, g, *v.shape[1:])) if shared else v)
-        masks.append(jnp.broadcast_to(mask, (n, g, t, keys[-1].shape[2])))
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(attention, "SMALLEST_BLOCK", 4)
+
+
+def naive(q, own, caches, layer):
+    """Repeats everything, concatenates, one dense softmax in float64."""
+    n, g, heads, h = q.shape
+    keys, values, seen = [own.k[:, :, None]], [own.v[:, :, None]], [np.ones((n, g, 1), bool)]
+    for (k, v), length, _ in caches:
+        k, v = (np.asarray(x[layer], np.float64).swapaxes(-3, -2) for x in (k, v))
+        every = (n, g, *k.shape[-3:])
+        keys.append(np.broadcast_to(k[:, None], every) if k.ndim == 4 else k)
+        values.append(np.broadcast_to(v[:, None], every) if v.ndim == 4 else v)
+        seen.append(np.broadcast_to(np.arange(every[2]) < np.asarray(length)[..., None], every[:3]))
     per_kv = heads // keys[0].shape[-2]
-    k = jnp.repeat(jnp.concatenate(keys, 2), per_kv, axis=3)
-    v = jnp.repeat(jnp.concatenate(values, 2), per_kv, axis=3)
-    scores = jnp.einsum("ngthc,ngshc->nghts", q, k) / np.sqrt(h)
-    weights = jax.nn.softmax(jnp.where(jnp.concatenate(masks, 3)[:, :, None], scores, -jnp.inf), axis=-1)
-    return jnp.einsum("nghts,ngshc->ngthc", weights, v)
+    k, v = (np.repeat(np.concatenate(each, 2), per_kv, axis=3) for each in (keys, values))
+    scores = np.einsum("nghc,ngshc->nghs", np.asarray(q, np.float64), k) / np.sqrt(h)
+    scores = np.where(np.concatenate(seen, 2)[:, :, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.einsum("nghs,ngshc->nghc", weights / weights.sum(axis=-1, keepdims=True), v)
 
 
-def example(seed, n, g, t, p, kv_heads, per_kv, h=8, scale=1.0):
+def example(seed, n, g, p, r, kv_heads, per_kv, scale=1.0):
+    """Queries, their own keys and values, and the caches of prompts and answers, of any length down to nothing."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-    valid = jnp.asarray(np.arange(p) < rng.integers(0, p + 1, (n, 1)))
-    prompt = Block(normal(n, p, kv_heads, h), normal(n, p, kv_heads, h), valid[:, None, None])
-    causal = jnp.asarray(np.tri(t, dtype=bool))[None, None]
-    own = Block(normal(n, g, t, kv_heads, h), normal(n, g, t, kv_heads, h), causal)
-    return scale * normal(n, g, t, kv_heads * per_kv, h), [prompt, own]
+    def cache(time, rows, length):
+        pair = (normal(LAYERS, *rows, kv_heads, time, H) for _ in range(2))
+        return Cache(KV(*pair), jnp.asarray(length), jnp.asarray(length.max()))
+
+    caches = [cache(p, (n,), rng.integers(0, p + 1, (n, 1))), cache(r, (n, g), rng.integers(0, r + 1, (n, g)))]
+    own = KV(normal(n, g, kv_heads, H), normal(n, g, kv_heads, H))
+    return scale * normal(n, g, kv_heads * per_kv, H), own, caches
 
 
-sizes = st.tuples(*(st.integers(1, 3) for _ in range(3)), st.integers(1, 6), st.integers(1, 2), st.integers(1, 3))
+sizes = st.tuples(*(st.integers(1, 3) for _ in range(2)), *(st.integers(1, 19) for _ in range(2)))
 
 
-@settings(max_examples=6, deadline=None)
-@given(seed=st.integers(0, 1000), size=sizes, scale=st.sampled_from([0.1, 1.0, 30.0]))
-def test_equals_one_softmax_over_everything(seed, size, scale):
-    q, blocks = example(seed, *size, scale=scale)
-    np.testing.assert_allclose(jax.jit(attend)(q, blocks), jax.jit(naive)(q, blocks), rtol=2e-5, atol=2e-5)
+@settings(max_examples=10, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    size=sizes,
+    heads=st.tuples(st.integers(1, 2), st.integers(1, 3)),
+    scale=st.sampled_from([0.1, 1.0, 30.0]),
+)
+def test_equals_one_softmax_over_everything(seed, size, heads, scale):
+    q, own, caches = example(seed, *size, *heads, scale=scale)
+    for layer in range(LAYERS):
+        found = jax.jit(attend)(q, own, caches, layer)
+        np.testing.assert_allclose(found, naive(q, own, caches, layer), rtol=2e-5, atol=2e-5)
 
 
-def test_one_block_with_many_segments():
-    q, blocks = example(5, n=2, g=1, t=6, p=6, kv_heads=2, per_kv=2)
-    segments = jnp.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 0, 0]])
-    mask = (segments[:, :, None] == segments[:, None]) & jnp.tri(6, dtype=bool)
-    only = [blocks[0]._replace(mask=mask[:, None])]
-    np.testing.assert_allclose(jax.jit(attend)(q, only), jax.jit(naive)(q, only), rtol=2e-5, atol=2e-5)
+def test_how_far_others_reach_changes_no_bit():
+    q, own, caches = example(3, n=3, g=2, p=18, r=9, kv_heads=2, per_kv=2)
+    short = [each._replace(length=jnp.minimum(each.length, 5), reach=jnp.int32(5)) for each in caches]
+    long = [each._replace(reach=jnp.int32(each.kv.k.shape[-2])) for each in short]
+    run = jax.jit(attend)
+    np.testing.assert_array_equal(run(q, own, short, 1), run(q, own, long, 1))
+    poisoned = [each._replace(kv=jax.tree.map(lambda x: x.at[..., 8:, :].set(jnp.nan), each.kv)) for each in short]
+    np.testing.assert_array_equal(run(q, own, short, 1), run(q, own, poisoned, 1))  # what is behind is not read
 
 
 def test_bfloat16_stays_bfloat16_and_close():
-    q, blocks = example(4, n=2, g=2, t=4, p=8, kv_heads=2, per_kv=2)
-    half = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.bfloat16), (q, blocks))
-    out = jax.jit(attend)(*half)
+    q, own, caches = example(4, n=2, g=2, p=12, r=8, kv_heads=2, per_kv=2)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, (q, own, caches))
+    out = jax.jit(attend)(*half, 0)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(out.astype(jnp.float32), jax.jit(naive)(q, blocks), atol=0.05)
+    np.testing.assert_allclose(out.astype(jnp.float32), naive(q, own, caches, 0), atol=0.05)

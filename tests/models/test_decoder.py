@@ -8,14 +8,9 @@ import numpy as np
 import pytest
 
 from looptool_jax.models import decoder
+from looptool_jax.models.attention import KV, Cache
 from looptool_jax.models.config import DecoderConfig, Experts
-from looptool_jax.models.decoder import (
-    KV,
-    abstract_params,
-    init_params,
-    logical_axes,
-    logits,
-)
+from looptool_jax.models.decoder import abstract_params, init_params, logical_axes, logits
 from looptool_jax.models.presets import PRESETS
 
 SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2}
@@ -106,21 +101,22 @@ def test_decoding_token_by_token_equals_scoring_the_answer(cfg):
     rows = np.broadcast_to(np.arange(P), (N, P))
     _, prompt_kv = forward(params, cfg, prompts, rows, plain_ends(valid))
     expected = shared(params, cfg)
-    shape = (cfg.num_layers, N, G, cfg.num_kv_heads, R + 1, cfg.head_dim)
-    cache = KV(jnp.full(shape, 1e3), jnp.full(shape, 1e3))  # what is not yet written must not be seen
-    prompt = decoder.Cache(jax.tree.map(lambda x: x.swapaxes(-3, -2), prompt_kv), valid[:, None])
+    shape = (cfg.num_layers, N, G, cfg.num_kv_heads, R, cfg.head_dim)
+    cache = KV(np.full(shape, 1e3, np.float32), np.full(shape, 1e3, np.float32))  # what is not written must not be seen
+    length = jnp.asarray(LENGTHS)[:, None]
+    prompt = Cache(jax.tree.map(lambda x: x.swapaxes(-3, -2), prompt_kv), length, length.max())
     # rows advance by their own clocks: the second row of each group starts one step later
     starts = np.broadcast_to(np.array([0, 1]), (N, G))
+    rows = (np.arange(N)[:, None], np.arange(G))
     found = np.zeros_like(expected)
     for time in range(R + 1):
         index = np.clip(time - starts, 0, R - 1)
-        at = index[..., None]
-        now, place = (np.take_along_axis(x, at, 2)[..., 0] for x in (answers, positions))
-        places = np.arange(R + 1) - starts[..., None]
-        own = decoder.Cache(cache, (places >= 0) & (places < at))
+        now, place = (np.take_along_axis(x, index[..., None], 2)[..., 0] for x in (answers, positions))
+        own = Cache(cache, jnp.asarray(index), jnp.asarray(index.max()))
         hidden, new = decode_step(params, cfg, now, place, [prompt, own])
-        cache = decoder.put(cache, new, time)
-        found[np.arange(N)[:, None], np.arange(G), index] = hidden
+        for old, entry in zip(cache, new, strict=True):
+            old[:, *rows, :, index] = np.moveaxis(entry, 0, 2)
+        found[*rows, index] = hidden
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from looptool_jax.models.attention import KV, Cache
 from looptool_jax.models.config import DecoderConfig, Experts
 from looptool_jax.models.decoder import (
-    KV,
-    Cache,
     abstract_params,
     decode_step,
     forward,
@@ -114,8 +113,8 @@ def compiled_decoding(cfg, mesh_config, rules=DECODING):
     answer = jax.ShapeDtypeStruct((cfg.num_layers, N, G, cfg.num_kv_heads, R, cfg.head_dim), jnp.float32)
     rows, prompt_rows, answer_rows = batch_sharding(mesh, 2), kv_sharding(mesh, 5), kv_sharding(mesh, 6)
 
-    def one(params, tokens, positions, prompt_kv, valid, answer_kv, place):
-        caches = [Cache(prompt_kv, valid[:, None]), Cache(answer_kv, (jnp.arange(R) < place)[None, None])]
+    def one(params, tokens, positions, prompt_kv, length, answer_kv, place):
+        caches = [Cache(prompt_kv, length, jnp.int32(P)), Cache(answer_kv, place[None, None], place)]
         hidden, new = decode_step(params, cfg, tokens, positions, caches)
         return hidden, put(answer_kv, new, place)
 
@@ -125,9 +124,9 @@ def compiled_decoding(cfg, mesh_config, rules=DECODING):
         out_shardings=(batch_sharding(mesh, 3), KV(answer_rows, answer_rows)),
         donate_argnums=5,
     )
-    valid, place = jax.ShapeDtypeStruct((N, P), bool), jax.ShapeDtypeStruct((), jnp.int32)
+    length, place = jax.ShapeDtypeStruct((N, 1), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
     with jax.set_mesh(mesh):
-        program = step.lower(params, ids, ids, KV(prompt, prompt), valid, KV(answer, answer), place).compile()
+        program = step.lower(params, ids, ids, KV(prompt, prompt), length, KV(answer, answer), place).compile()
     return program, 2 * answer.size * 4
 
 
