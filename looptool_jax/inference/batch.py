@@ -9,7 +9,7 @@ depend on what is computed together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -19,7 +19,8 @@ import numpy as np
 from looptool_jax.parallel.processes import stop_if_preempted
 
 if TYPE_CHECKING:
-    from looptool_jax.inference.engine import DecoderEngine, Prefix
+    from looptool_jax.inference.decode_state import Prefix
+    from looptool_jax.inference.engine import DecoderEngine
     from looptool_jax.inference.scoring import Scorer
     from looptool_jax.models.decoder import Params
 
@@ -149,10 +150,21 @@ class Decoding:
         than `closest`."""
         self._insert(prefix, [(self._take(number, request, closest), request)])
 
-    def step(self) -> None:
-        """`steps_per_sync` tokens for every answer; requests whose answers have all ended leave."""
-        self._compiling.result()
-        self.state, result = self.engine.generate(self.params, self.state)
+    def tokens(self, number: int) -> list[int] | None:
+        """The answer so far of a request in a group of one; None where it is in no slot."""
+        return next((group.answers[0].tokens for group in self._at_work.values() if group.number == number), None)
+
+    def step(self, guesses: Mapping[int, Sequence[int]] | None = None) -> None:
+        """`steps_per_sync` tokens for every answer; requests whose answers have all ended leave.
+
+        guesses: of tokens behind the next one, by request; with any, one step checks them (`DecoderEngine.follow`).
+        """
+        if guesses:
+            of_slot = {slot: guesses[group.number] for slot, group in self._at_work.items() if group.number in guesses}
+            self.state, result = self.engine.follow(self.params, self.state, of_slot)
+        else:
+            self._compiling.result()
+            self.state, result = self.engine.generate(self.params, self.state)
         result = result.convert_to_numpy()
         logprobs, leads = self.engine.log_probs(result), self.engine.leads(result)
         for slot, group in list(self._at_work.items()):

@@ -2,7 +2,8 @@
 
 A greedy answer that equals its draft needs no decoding at all: where the arg-max after every token is the draft's next
 token, the draft is what greedy decoding would have written. The pass also yields the log-probs, and prompts that begin
-alike are computed once.
+alike are computed once. Behind a mismatch the rest of the draft is still a guess, which decoding checks several tokens
+at a time.
 
 The pass and step-by-step decoding add up the same numbers in another order, so their logits differ in the last bits. A
 request at whose answer two logits come closer than `NEAR_TIE` anywhere is therefore decoded step by step, from its
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -113,7 +114,7 @@ def greedy(
                 rest = replace(request, max_new=request.max_new - len(best.tokens))
                 pending.append((number, rest, row, path))
         if decoding.busy:
-            decoding.step()
+            decoding.step(_guesses(decoding, begun, families, starts))
         for number in decoding.given_up:
             del begun[number]
         again += decoding.given_up
@@ -128,6 +129,33 @@ def greedy(
         if on_progress is not None:
             on_progress(len(done), drafted + decoding.generated)
     return [done[number] for number in range(len(requests))]
+
+
+def _guesses(
+    decoding: Decoding,
+    begun: Mapping[int, _Checked],
+    families: Sequence[Sequence[Sequence[int]]],
+    starts: Sequence[int],
+) -> dict[int, list[int]]:
+    """What may follow the next token of the answers that went on from a draft, where it is known what that is."""
+    guesses = {}
+    for number, checked in begun.items():
+        decoded = decoding.tokens(number)
+        if decoded is None:
+            continue
+        draft = families[number][checked.member][starts[number] :]
+        if guess := _rest(draft, [*checked.tokens, *decoded], mismatch=len(checked.tokens))[1:]:
+            guesses[number] = list(guess)
+    return guesses
+
+
+def _rest(draft: Sequence[int], answer: Sequence[int], mismatch: int) -> Sequence[int]:
+    """What a draft that was right up to place `mismatch` says of the tokens behind an answer: what follows the answer's
+    last two tokens where it has them, nearest to their place; at the mismatch itself, as if one token were wrong."""
+    if len(answer) == mismatch:
+        return draft[mismatch:]
+    places = [i + 2 for i in range(mismatch, len(draft) - 1) if [*draft[i : i + 2]] == [*answer[-2:]]]
+    return draft[min(places, key=lambda place: abs(place - len(answer))) :] if places else ()
 
 
 def _cut(draft: Sequence[int], max_new: int, eos_ids: Sequence[int]) -> list[int]:

@@ -2,7 +2,8 @@
 
 A slot holds one prompt and the `group` answers that share its keys and values. `prefill` computes prompts, `insert`
 puts them into slots and draws the first token of every answer, `generate` runs `steps_per_sync` decode steps in one
-compiled scan. Weights are arguments of every compiled function, so a new policy needs no compilation.
+compiled scan, `follow` checks guesses of as many tokens in one step. Weights are arguments of every compiled function,
+so a new policy needs no compilation.
 
 Importing this module imports JetStream, which imports TensorFlow (seconds): import it inside functions.
 Parameters come from `load_params`; weights of another placement would be compiled for anew.
@@ -10,18 +11,19 @@ Parameters come from `load_params`; weights of another placement would be compil
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 from jetstream.engine import engine_api, tokenizer_pb2
 
-from looptool_jax.inference.sampling import row_keys, sample
+from looptool_jax.inference.decode_state import DecodeState, Prefix, Rows, append, caches_at_work, put_into_slots
+from looptool_jax.inference.sampling import best_and_lead, row_keys, sample
 from looptool_jax.inference.token_ids import NO_BOS, TokenIdsOnly
 from looptool_jax.models import decoder, linear
 from looptool_jax.models.attention import KV, Cache
@@ -36,45 +38,6 @@ SMALLEST_BUCKET = 16
 
 class EngineError(ValueError):
     """An engine that cannot be built, or a call that it cannot serve."""
-
-
-class Prefix(NamedTuple):
-    """N prefilled prompts, padded to one bucket of T tokens."""
-
-    kv: KV
-    """[layers, N, kv_heads, T, head_dim]"""
-    logits: Float[Array, "N vocab"]
-    """float32, after the last prompt token"""
-    length: Int[Array, " N"]
-
-
-class Rows(NamedTuple):
-    """What an engine knows of its S slots and their G rows."""
-
-    prompt_length: Int[Array, " S"]
-    token: Int[Array, "S G"]
-    """chosen, not yet handed out"""
-    logprob: Float[Array, "S G"]
-    """of `token`"""
-    lead: Float[Array, "S G"]
-    """by how much the largest logit was above the next when `token` was chosen"""
-    length: Int[Array, "S G"]
-    """answer tokens handed out so far"""
-    done: Bool[Array, "S G"]
-    max_new: Int[Array, " S"]
-    temperature: Float[Array, " S"]
-    key: UInt32[Array, "S G 2"]
-
-
-class DecodeState(NamedTuple):
-    """Everything a decode step reads and writes: S slots of one prompt (up to P tokens: the engine's `prompt_len`, and
-    behind it drafted tokens that decoding goes on from) and G answers (up to R)."""
-
-    prompt_kv: KV
-    """[layers, S, kv_heads, P, head_dim]"""
-    answer_kv: KV
-    """[layers, S, G, kv_heads, R, head_dim]"""
-    rows: Rows
 
 
 class DecoderEngine(engine_api.Engine):
@@ -187,6 +150,12 @@ class DecoderEngine(engine_api.Engine):
             in_shardings=(None, self.state_shardings),
             out_shardings=(self.state_shardings, replicated),
         )
+        self._follow = jax.jit(
+            on_mesh(self._follow_fn),
+            donate_argnums=1,
+            in_shardings=(None, self.state_shardings, replicated, replicated),
+            out_shardings=(self.state_shardings, replicated),
+        )
 
     def _init_fn(self) -> DecodeState:
         cfg, s, g = self.cfg, self.slots, self.group
@@ -217,7 +186,7 @@ class DecoderEngine(engine_api.Engine):
         return Prefix(decoder.cached(kv, self.dtype), decoder.logits(params, self.cfg, last), length)
 
     def _insert_prompts_fn(self, prompt_kv: KV, prefix_kv: KV, slots: Int[Array, " N"]) -> KV:
-        return jax.tree.map(lambda target, new: _put(target, new, slots, axis=1), prompt_kv, prefix_kv)
+        return jax.tree.map(lambda target, new: put_into_slots(target, new, slots, axis=1), prompt_kv, prefix_kv)
 
     def _insert_rows_fn(
         self,
@@ -246,31 +215,25 @@ class DecoderEngine(engine_api.Engine):
             temperature=temperature,
             key=key,
         )
-        return jax.tree.map(lambda target, entries: _put(target, entries, slots), rows, new)
+        return jax.tree.map(lambda target, entries: put_into_slots(target, entries, slots), rows, new)
 
     def _generate_fn(self, params: Params, state: DecodeState) -> tuple[DecodeState, Int[Array, "rows columns"]]:
         s, g, k = self.slots, self.group, self.steps_per_sync
         prompt_length, answered = state.rows.prompt_length, state.rows.length
-        at_work = ~state.rows.done
-        prompt_seen = jnp.where(at_work.any(axis=1), prompt_length, 0)[:, None]
-        answer_seen = jnp.where(at_work, answered, 0)
-        prompt = Cache(state.prompt_kv, prompt_seen, prompt_seen.max())
-        answer = Cache(state.answer_kv, answer_seen, answer_seen.max())
+        caches = caches_at_work(state)
         temperature = jnp.repeat(state.rows.temperature, g)
         eos_ids = jnp.asarray(self.eos_ids, jnp.int32)
 
         def step(carry: tuple[KV, Rows], number: Array) -> tuple[tuple[KV, Rows], tuple[Array, ...]]:
             recent_kv, rows = carry
             valid = ~rows.done
-            emitted = (
-                jnp.where(valid, rows.token, self.pad_id), valid,
-                jnp.where(valid, rows.logprob, 0.0), jnp.where(valid, rows.lead, 0.0),
-            )  # fmt: skip
+            emitted = (rows.token, valid, rows.logprob, rows.lead)
             length = rows.length + valid
             ended = jnp.isin(rows.token, eos_ids) | (length >= rows.max_new[:, None])
             recent = Cache(recent_kv, number[None, None], number)
+            position = prompt_length[:, None] + rows.length
             hidden, new = decoder.decode_step(
-                params, self.cfg, rows.token, prompt_length[:, None] + rows.length, (prompt, answer, recent)
+                params, self.cfg, rows.token[..., None], position[..., None], (*caches, recent)
             )
             token, logprob, lead = sample(
                 decoder.logits(params, self.cfg, hidden).reshape(s * g, -1), rows.key.reshape(s * g, 2),
@@ -287,16 +250,48 @@ class DecoderEngine(engine_api.Engine):
         # is only read; it takes in what the steps have made in one pass behind them.
         shape = (self.cfg.num_layers, s, g, self.cfg.num_kv_heads, k, self.cfg.head_dim)
         recent_kv = KV(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
-        (recent_kv, rows), (tokens, valid, logprobs, leads) = jax.lax.scan(step, (recent_kv, state.rows), jnp.arange(k))
-        answer_kv = jax.tree.map(lambda cache, new: _append(cache, new, answered), state.answer_kv, recent_kv)
-        state = DecodeState(state.prompt_kv, answer_kv, rows)
+        (recent_kv, rows), emitted = jax.lax.scan(step, (recent_kv, state.rows), jnp.arange(k))
+        answer_kv = jax.tree.map(lambda cache, new: append(cache, new, answered), state.answer_kv, recent_kv)
+        result = self._result(rows, *(jnp.moveaxis(x, 0, -1) for x in emitted))
+        return DecodeState(state.prompt_kv, answer_kv, rows), result
 
-        def columns(x: Array) -> Array:
-            return jnp.moveaxis(x, 0, -1).reshape(s * g, self.steps_per_sync)
+    def _follow_fn(
+        self, params: Params, state: DecodeState, guesses: Int[Array, "S k-1"], count: Int[Array, " S"]
+    ) -> tuple[DecodeState, Int[Array, "rows columns"]]:
+        rows, place = state.rows, jnp.arange(self.steps_per_sync)
+        tokens = jnp.concatenate([rows.token, guesses], axis=1)
+        positions = rows.prompt_length[:, None] + rows.length + place
+        hidden, new = decoder.decode_step(params, self.cfg, tokens[:, None], positions[:, None], caches_at_work(state))
+        logits = decoder.logits(params, self.cfg, hidden[:, 0])
+        best, lead, logsumexp = best_and_lead(logits)
+        logprob = jnp.take_along_axis(logits, best[..., None], axis=-1)[..., 0] - logsumexp
+        right = (guesses == best[:, :-1]) & (place[:-1] < count[:, None])
+        ended = jnp.isin(tokens, jnp.asarray(self.eos_ids)) | (rows.length + place + 1 >= rows.max_new[:, None])
+        valid = jnp.cumprod(jnp.concatenate([~rows.done, right & ~ended[:, :-1]], axis=1), axis=1).astype(bool)
+        given = valid.sum(axis=1, keepdims=True)
 
-        data = [columns(tokens), columns(valid).astype(jnp.int32), rows.length.reshape(s * g, 1)]
-        data += [jax.lax.bitcast_convert_type(columns(x), jnp.int32) for x in (logprobs, leads)]
-        return state, jnp.concatenate(data, axis=-1)
+        def at_last(x: Array) -> Array:
+            return jnp.take_along_axis(x, jnp.maximum(given - 1, 0), axis=1)
+
+        logprobs, leads = (
+            jnp.concatenate([x, more[:, :-1]], axis=1) for x, more in ((rows.logprob, logprob), (rows.lead, lead))
+        )
+        # What was wrong stands behind the answer's end, where it is not seen, until it is written over.
+        answer_kv = jax.tree.map(
+            lambda cache, x: append(cache, x.astype(cache.dtype), rows.length), state.answer_kv, new
+        )
+        rows = rows._replace(
+            token=at_last(best), logprob=at_last(logprob), lead=at_last(lead), length=rows.length + given,
+            done=rows.done | at_last(ended),
+        )  # fmt: skip
+        return DecodeState(state.prompt_kv, answer_kv, rows), self._result(rows, tokens, valid, logprobs, leads)
+
+    def _result(self, rows: Rows, *columns: Array) -> Int[Array, "rows columns"]:
+        """The next tokens of every row, whether each is one, log-probs and leads [S, G, k], as the host reads them."""
+        tokens, valid, logprobs, leads = (x.reshape(self.slots * self.group, self.steps_per_sync) for x in columns)
+        floats = [jax.lax.bitcast_convert_type(jnp.where(valid, x, 0.0), jnp.int32) for x in (logprobs, leads)]
+        tokens = jnp.where(valid, tokens, self.pad_id)
+        return jnp.concatenate([tokens, valid.astype(jnp.int32), rows.length.reshape(-1, 1), *floats], axis=-1)
 
     # --- ahead of time ----------------------------------------------------------------------------------------------
 
@@ -329,6 +324,12 @@ class DecoderEngine(engine_api.Engine):
     def lower_generate(self, params: Params) -> jax.stages.Lowered:
         """The `steps_per_sync` decode steps of `generate`, to be compiled without arrays."""
         return self._generate.lower(self.abstract(params), self.abstract_state)
+
+    def lower_follow(self, params: Params) -> jax.stages.Lowered:
+        """The step of `follow`, to be compiled without arrays."""
+        guesses = jax.ShapeDtypeStruct((self.slots, self.steps_per_sync - 1), jnp.int32)
+        count = jax.ShapeDtypeStruct((self.slots,), jnp.int32)
+        return self._follow.lower(self.abstract(params), self.abstract_state, guesses, count)
 
     def _abstract_prompts(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         n = self.prefill_batch
@@ -364,6 +365,23 @@ class DecoderEngine(engine_api.Engine):
             jnp.asarray(temperature, jnp.float32), jnp.asarray(max_new, jnp.int32),
         )  # fmt: skip
         return DecodeState(prompt_kv, decode_state.answer_kv, rows)
+
+    def follow(
+        self, params: Params, decode_state: DecodeState, guesses: Mapping[int, Sequence[int]]
+    ) -> tuple[DecodeState, engine_api.ResultTokens]:
+        """As `generate`, for greedy answers of groups of one: one step, in which each slot's next token and the guesses
+        of those behind it, the first k - 1 at most, are computed at once. Slots get as many tokens as were guessed
+        right, and one. `decode_state` is donated.
+
+        The tokens are those of `generate` but where two logits are near each other.
+        """
+        width = self.steps_per_sync - 1
+        tokens, count = np.full((self.slots, width), self.pad_id, np.int32), np.zeros(self.slots, np.int32)
+        for slot, guess in guesses.items():
+            count[slot] = min(len(guess), width)
+            tokens[slot, : count[slot]] = guess[:width]
+        decode_state, data = self._follow(params, decode_state, jnp.asarray(tokens), jnp.asarray(count))
+        return decode_state, self._results(data)
 
     def log_probs(self, result: engine_api.ResultTokens) -> Float[np.ndarray, "rows k"]:
         """The log-probs of the tokens of `result` (0 where nothing is valid), read from the same array."""
@@ -435,8 +453,11 @@ class DecoderEngine(engine_api.Engine):
         for each (0 from the end of the answer on) and the length of the answer; `log_probs` and `leads` read the rest.
         """
         decode_state, data = self._generate(params, decode_state)
+        return decode_state, self._results(data)
+
+    def _results(self, data: Int[Array, "rows columns"]) -> engine_api.ResultTokens:
         k = self.steps_per_sync
-        return decode_state, engine_api.ResultTokens(data, (0, k), (k, 2 * k), (2 * k, 2 * k + 1), self.group)
+        return engine_api.ResultTokens(data, (0, k), (k, 2 * k), (2 * k, 2 * k + 1), self.group)
 
     def load_params(self, params: Params) -> Params:
         """The parameters where decoding wants them (no copy when they are there)."""
@@ -480,24 +501,3 @@ class DecoderEngine(engine_api.Engine):
     @property
     def colocated_cpus(self) -> None:
         return None
-
-
-def _append(
-    cache: Shaped[Array, "layers S G kv_heads R head_dim"],
-    new: Shaped[Array, "layers S G kv_heads k head_dim"],
-    start: Int[Array, "S G"],
-) -> Shaped[Array, "layers S G kv_heads R head_dim"]:
-    """The cache with the k entries of `new` from place `start` of each row on; what lies behind its end is lost."""
-    place = jnp.arange(cache.shape[4]) - start[..., None]
-    for i in range(new.shape[4]):
-        cache = jnp.where((place == i)[:, :, None, :, None], new[:, :, :, :, i : i + 1], cache)
-    return cache
-
-
-def _put(target: Array, new: Array, slots: Int[Array, " N"], axis: int = 0) -> Array:
-    """The N entries of `new` along `axis`, each written over the beginning of what its slot holds."""
-    for i in range(new.shape[axis]):
-        entry = jax.lax.slice_in_dim(new, i, i + 1, axis=axis).astype(target.dtype)
-        start = [slots[i] if dim == axis else 0 for dim in range(target.ndim)]
-        target = jax.lax.dynamic_update_slice(target, entry, start)
-    return target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from looptool_jax.inference.decode_state import Prefix
 from looptool_jax.inference.prefix_rows import PrefixRow, prefix_rows
 from looptool_jax.inference.sampling import best_and_lead
 from looptool_jax.models import decoder
@@ -20,9 +21,6 @@ from looptool_jax.models.config import DecoderConfig, ModelError
 from looptool_jax.models.decoder import Params
 from looptool_jax.parallel import rules
 from looptool_jax.parallel.compilation import bucket
-
-if TYPE_CHECKING:
-    from looptool_jax.inference.engine import Prefix
 
 CHUNK = 256  # places of a row whose logits exist at once
 SMALLEST_ROW = 64
@@ -152,8 +150,6 @@ class Scorer:
 
     def branch(self, params: Params, computed: Computed, row: int, path: Int[np.ndarray, " length"]) -> Prefix:
         """The sequence that ends at the last place of `path` in a row, as a prompt to go on from."""
-        from looptool_jax.inference.engine import Prefix
-
         padded = np.zeros(bucket(len(path), SMALLEST_ROW, self.longest), np.int32)
         padded[: len(path)] = path
         with jax.set_mesh(self.mesh):

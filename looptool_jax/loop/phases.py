@@ -284,6 +284,9 @@ class _Plan:
             if phase.name == f"{name} prefill":
                 if drafts is not None and before <= {None}:
                     yield phase
+            elif phase.name == f"{name} guesses":
+                if True not in before:
+                    yield replace(phase, residents={**phase.residents, **left})
             elif phase.name == f"{name} decode" or not before:  # how tokens are drawn changes nothing but decoding
                 yield replace(phase, residents={**phase.residents, **left})
 
@@ -317,6 +320,8 @@ class _Plan:
             f"{name} insert", partial(engine.lower_insert, params), bytes_of(state.prompt_kv), {**residents, **rest}
         )
         yield made(f"{name} decode", partial(engine.lower_generate, params), weights + caches, residents)
+        if engine.draft_len:
+            yield made(f"{name} guesses", partial(engine.lower_follow, params), weights + caches, residents)
 
     def _tensor_setting(self) -> Setting:
         """More tensor parallelism splits weights and caches further."""

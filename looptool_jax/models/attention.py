@@ -1,12 +1,13 @@
-"""Attention of a decoding step: one query of every answer against caches of keys and values, and against itself.
+"""Attention of a decoding step: the next tokens of every answer, mostly one, against caches of keys and values and
+against each other.
 
 A cache is either a prompt shared by the answers of a group or the answers' own keys and values. Neither the prompt
 (over the group) nor a key-value head (over its query heads) is repeated. Caches are read block by block, only as far
 as some answer reaches, with a running log-sum-exp (FlashAttention, arXiv 2205.14135). A block that an answer does not
 see adds exact zeros to its sums, so how far the others reach changes no bit of its result.
 
-Dimension names: n prompts, g answers of a group, b = rows of a cache (n, or n x g), r answers of one of them (g, or 1),
-s keys, k key-value heads, q query heads of one key-value head, h head_dim.
+Dimension names: n prompts, g answers of a group, t tokens, b = rows of a cache (n, or n x g), r queries of one of them
+(g x t, or t), s keys, k key-value heads, q query heads of one key-value head, h head_dim.
 """
 
 from __future__ import annotations
@@ -46,42 +47,45 @@ class Cache(NamedTuple):
 
 
 def attend(
-    q: Float[Array, "prompts group heads head_dim"], own: KV, caches: Sequence[Cache], layer: Int[Array, ""]
-) -> Float[Array, "prompts group heads head_dim"]:
-    """Softmax attention (float32, scale head_dim^-0.5) over one layer of all caches and the token itself, whose keys
-    and values [prompts, group, kv_heads, head_dim] are `own`; result in the dtype of `q`."""
-    n, g, heads, h = q.shape
-    kv_heads = own.k.shape[2]
-    q_ngkqh = (q * h**-0.5).reshape(n, g, kv_heads, heads // kv_heads, h)
-    top = jnp.einsum("ngkqh,ngkh->ngkq", q_ngkqh, own.k, preferred_element_type=jnp.float32)
-    out = jnp.broadcast_to(own.v[:, :, :, None].astype(jnp.float32), q_ngkqh.shape)
-    sums = _Sums(out, jnp.ones_like(top), top)
+    q: Float[Array, "prompts group time heads head_dim"], own: KV, caches: Sequence[Cache], layer: Int[Array, ""]
+) -> Float[Array, "prompts group time heads head_dim"]:
+    """Softmax attention (float32, scale head_dim^-0.5) over one layer of all caches and, up to itself, the tokens of
+    the step, whose keys and values [prompts, group, time, kv_heads, head_dim] are `own`; result in the dtype of `q`."""
+    n, g, t, heads, h = q.shape
+    kv_heads = own.k.shape[3]
+    q_ngtkqh = (q * h**-0.5).reshape(n, g, t, kv_heads, heads // kv_heads, h)
+    s_ngtkqs = jnp.einsum("ngtkqh,ngskh->ngtkqs", q_ngtkqh, own.k, preferred_element_type=jnp.float32)
+    s_ngtkqs = jnp.where(jnp.tri(t, dtype=bool)[:, None, None], s_ngtkqs, _MASKED)
+    top = s_ngtkqs.max(axis=-1)
+    weights = jnp.exp(s_ngtkqs - top[..., None])
+    out = jnp.einsum("ngtkqs,ngskh->ngtkqh", weights.astype(own.v.dtype), own.v, preferred_element_type=jnp.float32)
+    sums = _Sums(out, weights.sum(axis=-1), top)
     for cache in caches:
-        sums = _add(sums, q_ngkqh, cache, layer)
+        sums = _add(sums, q_ngtkqh, cache, layer)
     return (sums.out / sums.total[..., None]).astype(q.dtype).reshape(q.shape)
 
 
 class _Sums(NamedTuple):
     """Unnormalised results: out = Σ exp(s - top) v, total = Σ exp(s - top), top = max s, of each query."""
 
-    out: Float[Array, "prompts group kv_heads per_kv head_dim"]
-    total: Float[Array, "prompts group kv_heads per_kv"]
-    top: Float[Array, "prompts group kv_heads per_kv"]
+    out: Float[Array, "prompts group time kv_heads per_kv head_dim"]
+    total: Float[Array, "prompts group time kv_heads per_kv"]
+    top: Float[Array, "prompts group time kv_heads per_kv"]
 
 
-def _add(sums: _Sums, q_ngkqh: Array, cache: Cache, layer: Array) -> _Sums:
+def _add(sums: _Sums, q_ngtkqh: Array, cache: Cache, layer: Array) -> _Sums:
     """The sums with what the queries see of a cache."""
-    n, g = q_ngkqh.shape[:2]
+    n, g, t = q_ngtkqh.shape[:3]
     shared = cache.kv.k.ndim == 5
-    rows, answers = (n, g) if shared else (n * g, 1)
+    rows = n if shared else n * g
     length_b = jnp.broadcast_to(cache.length, (n, 1) if shared else (n, g)).reshape(-1)
     time = cache.kv.k.shape[-2]
     block = _block_size(cache.kv.k)
 
     def by_head(x: Array) -> Array:
-        return x.reshape(rows, answers, *x.shape[2:]).swapaxes(1, 2)
+        return x.reshape(rows, -1, *x.shape[3:]).swapaxes(1, 2)
 
-    q_bkrqh = by_head(q_ngkqh)
+    q_bkrqh = by_head(q_ngtkqh)
 
     def add(number: Array, sums: _Sums) -> _Sums:
         first = number * block
@@ -100,7 +104,7 @@ def _add(sums: _Sums, q_ngkqh: Array, cache: Cache, layer: Array) -> _Sums:
 
     blocks = (cache.reach + block - 1) // block
     sums = jax.lax.fori_loop(0, blocks, add, _Sums(*map(by_head, sums)))
-    return _Sums(*(x.swapaxes(1, 2).reshape(n, g, *x.shape[1:2], *x.shape[3:]) for x in sums))
+    return _Sums(*(x.swapaxes(1, 2).reshape(n, g, t, *x.shape[1:2], *x.shape[3:]) for x in sums))
 
 
 def _block_size(cache: Array) -> int:

@@ -143,23 +143,25 @@ def forward(
 def decode_step(
     params: Params,
     cfg: DecoderConfig,
-    tokens: Int[Array, "prompts group"],
-    positions: Int[Array, "prompts group"],
+    tokens: Int[Array, "prompts group time"],
+    positions: Int[Array, "prompts group time"],
     caches: Sequence[Cache],
-) -> tuple[Float[Array, "prompts group embed"], KV]:
-    """One token of every answer: sees what the caches hold and itself. The caches are only read.
+) -> tuple[Float[Array, "prompts group time embed"], KV]:
+    """The next tokens of every answer: each sees what the caches hold, those before it and itself. The caches are only
+    read.
 
     Returns:
-        hidden after the final norm, and this token's keys and values [layers, prompts, group, kv_heads, head_dim].
+        hidden after the final norm, and the tokens' keys and values [layers, prompts, group, kv_heads, time, head_dim].
     """
     angles = rotation(cfg, positions)
 
-    def layer(x_ngd: Array, inputs: tuple[Params, Array]) -> tuple[Array, KV]:
+    def layer(x_ngtd: Array, inputs: tuple[Params, Array]) -> tuple[Array, KV]:
         p, number = inputs
-        return _layer(cfg, p, x_ngd, angles, lambda q, own: attend(q, own, caches, number))
+        x_ngtd, kv = _layer(cfg, p, x_ngtd, angles, lambda q, own: attend(q, own, caches, number))
+        return x_ngtd, jax.tree.map(lambda x: x.swapaxes(-3, -2), kv)
 
-    x_ngd, new = jax.lax.scan(layer, _embed(params, tokens), (params["layers"], jnp.arange(cfg.num_layers)))
-    return _rms_norm(cfg, x_ngd, params["final_norm"]), new
+    x_ngtd, new = jax.lax.scan(layer, _embed(params, tokens), (params["layers"], jnp.arange(cfg.num_layers)))
+    return _rms_norm(cfg, x_ngtd, params["final_norm"]), new
 
 
 def cached(kv: KV, dtype: DTypeLike) -> KV:
@@ -168,8 +170,8 @@ def cached(kv: KV, dtype: DTypeLike) -> KV:
 
 
 def put(cache: KV, new: KV, place: Int[Array, ""]) -> KV:
-    """A cache of answers with one token's keys and values, as from `decode_step`, at one place of every row."""
-    write = partial(jax.lax.dynamic_update_index_in_dim, index=place, axis=4)
+    """A cache of answers with the keys and values of tokens, as from `decode_step`, from one place of every row on."""
+    write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=4)
     return jax.tree.map(lambda old, entry: write(old, entry.astype(old.dtype)), cache, new)
 
 

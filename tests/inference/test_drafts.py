@@ -61,6 +61,38 @@ def test_tokens_are_those_of_step_by_step_decoding(pair, tiny, corpus):
     assert sum(completion.near_tie for completion in found) < 0.02 * len(requests)
 
 
+def test_what_follows_a_mismatch_is_a_guess(pair, tiny, corpus, monkeypatch):
+    """Drafts with one wrong token: their rest is checked several tokens at a time."""
+    engine, scorer = pair()
+    requests, plain, guesses = (each[1::7] for each in corpus)
+    steps = {"generate": 0, "follow": 0}
+    for name in steps:
+        whole = getattr(engine, name)
+        count = lambda *inputs, name=name, whole=whole: (steps.update({name: steps[name] + 1}), whole(*inputs))[1]  # noqa: E731
+        monkeypatch.setattr(engine, name, count)
+    found = drafts.greedy(engine, scorer, tiny.params, requests, guesses)
+    assert [completion.tokens for completion in found] == [completion.tokens for completion in plain]
+    assert steps["generate"] < 0.1 * steps["follow"]
+    tokens = sum(len(completion.tokens) - completion.drafted for completion in found)
+    assert tokens > 2 * steps["follow"]
+
+
+@pytest.mark.parametrize(
+    "answer, rest",
+    [
+        ([1, 2], [9, 4, 5, 6, 7]),  # as if the 9 were wrong
+        ([1, 2, 3], []),  # nothing to go by
+        ([1, 2, 3, 4], []),
+        ([1, 2, 3, 4, 5], [6, 7]),
+        ([1, 2, 3, 3, 3, 5, 6], [7]),  # more tokens than in the draft
+        ([1, 2, 5, 6], [7]),  # fewer
+        ([1, 2, 3, 4, 5, 6, 7], []),
+    ],
+)
+def test_the_rest_of_a_draft(answer, rest):
+    assert list(drafts._rest([1, 2, 9, 4, 5, 6, 7], answer, mismatch=2)) == rest
+
+
 def test_where_two_logits_are_near_it_is_decoded_step_by_step(pair, tiny, corpus, monkeypatch):
     engine, scorer = pair()
     requests, plain, guesses = (each[:40] for each in corpus)

@@ -56,6 +56,52 @@ def test_one_request_by_hand(engine, tiny, requests):
     assert not result.convert_to_numpy().get_result_at_slot(0).valid.any(), "an empty slot speaks"
 
 
+def test_guesses_change_how_many_tokens_come_and_not_which(make_engine, tiny):
+    """Slots with right, half right and wrong guesses, with none, ended and empty, against `generate`."""
+    engine = make_engine(slots=6, group=1, answer_len=12, steps_per_sync=4)
+    params = engine.load_params(tiny.params)
+    prompts = [[7, 9, 11], [20, 8], [31, 6, 7, 8], [9] * 5, [12, 13]]
+
+    def begin():
+        state = engine.init_decode_state()
+        for slot, prompt in enumerate(prompts):
+            prefix = engine.prefill(params=params, padded_tokens=_padded(engine, prompt), true_length=len(prompt))
+            state = engine.insert(prefix, state, slot, max_new=1 if slot == 4 else 12)
+        return state
+
+    def collect(state, step):
+        answers = [([], [], []) for _ in range(engine.slots)]
+        counts = []
+        for _ in range(12):
+            state, result = step(state, [tokens for tokens, *_ in answers])
+            result = result.convert_to_numpy()
+            valid = [result.get_result_at_slot(slot).valid[0].astype(bool) for slot in range(engine.slots)]
+            counts.append([int(each.sum()) for each in valid])
+            for slot, each in enumerate(valid):
+                found = (
+                    result.get_result_at_slot(slot).tokens[0],
+                    engine.log_probs(result)[slot],
+                    engine.leads(result)[slot],
+                )
+                for column, values in zip(answers[slot], found, strict=True):
+                    column += values[each].tolist()
+        return answers, counts
+
+    plain, _ = collect(begin(), lambda state, _: engine.generate(params, state))
+    assert [len(tokens) for tokens, *_ in plain][4:] == [1, 0] and len(plain[0][0]) >= 8
+
+    def follow(state, so_far):
+        rest = [tokens[len(had) + 1 :] for (tokens, *_), had in zip(plain, so_far, strict=True)]
+        half = [*rest[1][:1], *(token ^ 1 for token in rest[1][1:])]
+        return engine.follow(params, state, {0: rest[0], 1: half, 2: [t ^ 1 for t in rest[2]], 4: [7, 7], 5: [7]})
+
+    guessed, counts = collect(begin(), follow)
+    for ours, theirs in zip(guessed, plain, strict=True):
+        assert ours[0] == theirs[0]
+        np.testing.assert_allclose(ours[1:], theirs[1:], atol=1e-3)
+    assert counts[0] == [4, 2, 1, 1, 1, 0] and counts[1][0] == 4
+
+
 def test_a_slot_is_taken_over_while_others_go_on(engine, tiny, requests):
     long, short = requests[2].tokens, requests[4].tokens
     _, _, state = _by_hand(engine, tiny.params, engine.init_decode_state(), long, 0, syncs=1)

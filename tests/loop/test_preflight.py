@@ -34,11 +34,11 @@ def found(cfg, devices=None):
 def test_phases_of_a_round():
     names = list(found(load_config("micro")))
     rollout, probe = ([f"{name} {step}" for step in ("prefill", "insert", "decode")] for name in ("rollout", "probe"))
-    expected = ["weights to rollout", *rollout, "GRPO gradient", "GRPO update", "probe check", *probe]
+    expected = ["weights to rollout", *rollout, "GRPO gradient", "GRPO update", "probe check", *probe, "probe guesses"]
     # Engines of one model that are nowhere larger and draw tokens alike are compiled once: evaluation is probing's,
     # verification is confirmation's.
     judge = [f"judge {step}" for step in ("prompts", "insert", "decode")]
-    confirm = [f"confirm {step}" for step in ("check", "prefill", "decode")]
+    confirm = [f"confirm {step}" for step in ("check", "prefill", "decode", "guesses")]
     assert names == [*expected, *judge, *confirm, "generate decode"]
 
 

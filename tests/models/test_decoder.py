@@ -113,10 +113,10 @@ def test_decoding_token_by_token_equals_scoring_the_answer(cfg):
         index = np.clip(time - starts, 0, R - 1)
         now, place = (np.take_along_axis(x, index[..., None], 2)[..., 0] for x in (answers, positions))
         own = Cache(cache, jnp.asarray(index), jnp.asarray(index.max()))
-        hidden, new = decode_step(params, cfg, now, place, [prompt, own])
+        hidden, new = decode_step(params, cfg, now[..., None], place[..., None], [prompt, own])
         for old, entry in zip(cache, new, strict=True):
-            old[:, *rows, :, index] = np.moveaxis(entry, 0, 2)
-        found[*rows, index] = hidden
+            old[:, *rows, :, index] = np.moveaxis(entry[..., 0, :], 0, 2)
+        found[*rows, index] = hidden[:, :, 0]
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 

@@ -115,13 +115,13 @@ def compiled_decoding(cfg, mesh_config, rules=DECODING):
 
     def one(params, tokens, positions, prompt_kv, length, answer_kv, place):
         caches = [Cache(prompt_kv, length, jnp.int32(P)), Cache(answer_kv, place[None, None], place)]
-        hidden, new = decode_step(params, cfg, tokens, positions, caches)
+        hidden, new = decode_step(params, cfg, tokens[..., None], positions[..., None], caches)
         return hidden, put(answer_kv, new, place)
 
     step = jax.jit(
         one,
         in_shardings=(shardings, rows, rows, KV(prompt_rows, prompt_rows), rows, KV(answer_rows, answer_rows), None),
-        out_shardings=(batch_sharding(mesh, 3), KV(answer_rows, answer_rows)),
+        out_shardings=(batch_sharding(mesh, 4), KV(answer_rows, answer_rows)),
         donate_argnums=5,
     )
     length, place = jax.ShapeDtypeStruct((N, 1), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
