@@ -30,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     cfg, console = load_config("quickstart", args.overrides), Console(quiet=True)
     with tempfile.TemporaryDirectory() as out:
-        pool = ModelPool(cfg.mesh, f"{out}/models")
+        pool = ModelPool(cfg.mesh, out)
         policy, judge_model = pool.lend(cfg.policy), pool.lend(cfg.judge_model)
         samples, noisy, labels, probes = labelled(policy, cfg, args, out, console)
 

@@ -28,7 +28,7 @@ def main() -> None:
     args = arguments(__doc__, samples=200, noise=0.2).parse_args()
     cfg, console = load_config("quickstart", args.overrides), Console(quiet=True)
     with tempfile.TemporaryDirectory() as out:
-        pool = ModelPool(cfg.mesh, f"{out}/models")
+        pool = ModelPool(cfg.mesh, out)
         samples, noisy, labels, probes = labelled(pool.lend(cfg.policy), cfg, args, out, console)
         judge_model = pool.lend(cfg.judge_model)
         found: dict[str, list[dict[str, Any]]] = {}

@@ -180,7 +180,7 @@ def judge(
     samples = _samples(data)
     rows = read_records(probes, Probe.from_json, "probe")
     with _results(out, "judge", cfg, [data, probes], round_) as console:
-        lent = _pool(cfg, out).lend(cfg.judge_model) if cfg.judge.enabled else None
+        lent = _pool(cfg, out).lend_chat(cfg.judge_model) if cfg.judge.enabled else None
         metrics = stage.judge(lent, samples, rows, round_, cfg.judge, out, console)
     _finish(metrics, out)
 
@@ -207,8 +207,8 @@ def expand(
     seeds = read_records(errors, ErrorSeed.from_json, "error seed")
     with _results(out, "expand", cfg, [errors], round_) as console:
         pool = _pool(cfg, out)
-        generator = pool.lend(cfg.generator_model or cfg.judge_model)
-        verifier = pool.lend(cfg.judge_model) if cfg.expand.verify != "off" else None
+        generator = pool.lend_chat(cfg.generator_model or cfg.judge_model)
+        verifier = pool.lend_chat(cfg.judge_model) if cfg.expand.verify != "off" else None
         limit = (pool.lend(cfg.policy), cfg.train.answers.prompt_tokens)
         metrics = stage.expand(generator, verifier, seeds, limit, cfg.seed, round_, cfg.expand, out, console)
     _finish(metrics, out)
@@ -419,10 +419,9 @@ def _config(
 
 
 def _pool(cfg: RunConfig, out: str) -> ModelPool:
-    from looptool_jax.data.store import join
     from looptool_jax.loop.pool import ModelPool
 
-    return ModelPool(cfg.mesh, join(out, "models"))
+    return ModelPool(cfg.mesh, out)
 
 
 @contextmanager

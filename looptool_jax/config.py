@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,23 @@ from looptool_jax.data.store import (
     write_bytes,
     write_text,
 )
-from looptool_jax.inference.lm import ModelConfig
+from looptool_jax.inference.lm import EndpointConfig, ModelConfig
 from looptool_jax.loop.run_config import RunConfig
 from looptool_jax.loop.train import TrainConfig
 from looptool_jax.loop.warmup import WarmupConfig
 from looptool_jax.models.lora import LoraConfig
 
-# What may differ when a run is resumed: where it lies, and more rounds.
-RESUMABLE = ("run_dir", "rounds")
+# What may differ when a run is resumed: where it lies, more rounds, and how a server is reached and used.
+RESUMABLE = (
+    "run_dir",
+    "rounds",
+    *(
+        f"{model}.endpoint.{field.name}"
+        for model in ("judge_model", "generator_model")
+        for field in fields(EndpointConfig)
+        if field.name != "model"
+    ),
+)
 
 
 class ConfigError(ValueError):
@@ -220,7 +229,10 @@ def _nearest(key: str) -> str:
 
 def _example() -> RunConfig:
     """A configuration in which every group is there."""
-    return RunConfig(generator_model=ModelConfig(), warmup=WarmupConfig(), train=TrainConfig(lora=LoraConfig()))
+    model = ModelConfig(endpoint=EndpointConfig("http://127.0.0.1:8000/v1", "model"))
+    return RunConfig(
+        judge_model=model, generator_model=model, warmup=WarmupConfig(), train=TrainConfig(lora=LoraConfig())
+    )
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -168,6 +168,25 @@ def read_many(paths: Sequence[PathLike]) -> list[bytes]:
         return [found[name] for name in names]
 
 
+def read_present(paths: Sequence[PathLike]) -> dict[str, bytes]:
+    """As `read_many`, but of those files that are there, by their paths. Raises DataError."""
+    found: dict[str, bytes] = {}
+    with reported(paths[0] if paths else "", "read"):
+        if not paths or not is_url(paths[0]):
+            for path in paths:
+                with contextlib.suppress(FileNotFoundError):
+                    found[str(path)] = local_path(path).read_bytes()
+            return found
+        store = open_store(paths[0])[0]
+        names = {open_store(path)[1]: str(path) for path in paths}
+        for name, data in store.cat(list(names), on_error="return").items():
+            if isinstance(data, bytes):
+                found[names[name]] = data
+            elif not isinstance(data, FileNotFoundError):
+                raise data
+    return found
+
+
 def read_text(path: PathLike) -> str:
     """The whole UTF-8 file. Raises DataError where it is absent, unreadable or not UTF-8."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from looptool_jax.inference.batch import Completion, Request, generate
 from looptool_jax.inference.drafts import greedy
@@ -64,6 +64,24 @@ class ChatRequest:
     id: str
     messages: Sequence[Message]
     key: tuple[int, int] = (0, 0)
+
+
+class ChatModel(Protocol):
+    """A judge or generator, on the mesh (`Answerer`) or behind a server (`EndpointChatModel`)."""
+
+    def chat(
+        self,
+        requests: Sequence[ChatRequest],
+        cfg: AnswerConfig,
+        on_tokens: OnTokens,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+    ) -> list[Answer]:
+        """One reply for each request, in their order. A prompt that does not fit gets an empty answer (finish
+        "prompt_too_long"). on_tokens: told how many tokens were generated. top_k: 0 is off."""
+        ...
 
 
 class Answerer:

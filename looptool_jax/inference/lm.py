@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from looptool_jax.inference.scoring import Scorer
+from looptool_jax.limits import above, at_least
 from looptool_jax.models import decoder, hf, linear, lora
 from looptool_jax.models.config import DecoderConfig, ModelError
 from looptool_jax.models.decoder import Params
@@ -30,29 +33,97 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class EndpointConfig:
+    """A server that speaks OpenAI's chat API: vLLM, llama.cpp, a hosted model.
+
+    url: base of the API, what comes before /chat/completions (mostly it ends in /v1). model: the model's name there.
+    api_key_env: the environment variable that holds the key; null: no key is sent. concurrency: requests at a time.
+    timeout_s: seconds within which a reply is there. tries: attempts at one reply. max_requests, max_tokens: the most
+    of a whole run, tokens of prompts and replies as the server counts them; null: no limit.
+    """
+
+    url: str = ""
+    model: str = ""
+    api_key_env: str | None = None
+    concurrency: int = 16
+    timeout_s: float = 600.0
+    tries: int = 8
+    max_requests: int | None = None
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            url = urlsplit(self.url)
+            whole = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        except ValueError:
+            whole = False
+        if not whole:
+            raise ModelError("endpoint.url: expected the base of an API, such as http://127.0.0.1:8000/v1")
+        if "@" in url.netloc or url.query or url.fragment:  # not shown: a password may stand there
+            raise ModelError("endpoint.url: no user, password or query in it; name a key by endpoint.api_key_env")
+        if not self.model:
+            raise ModelError("endpoint.model: no model is named")
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env):
+            raise ModelError(
+                "endpoint.api_key_env: expected the name of an environment variable in capitals, such as "
+                "OPENAI_API_KEY, never the key itself"
+            )
+        for name in ("concurrency", "tries"):
+            at_least(f"endpoint.{name}", getattr(self, name), 1)
+        above("endpoint.timeout_s", self.timeout_s, 0)
+        for name in ("max_requests", "max_tokens"):
+            if (limit := getattr(self, name)) is not None:
+                at_least(f"endpoint.{name}", limit, 1)
+
+    @property
+    def name(self) -> str:
+        """The model and where it is, for people."""
+        return f"{self.model} at {self.url}"
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """path: a folder in Hugging Face's layout (weights, config.json, tokenizer.json), local or in an object store, or a
-    hub id.
+    hub id; null where `endpoint` is set.
     format: its chat format: qwen3, qwen2.5, smollm2, hermes or llama3.1. It has to be set: families share control
     tokens, so the wrong one would not be noticed.
     dtype: of the weights in memory, "float32", "bfloat16" or "int8" (the matrices of the layers; for a judge or
     generator, or under adapters).
     thinking: whether the model may think before it answers (Qwen3).
-    attention: of whole rows, "splash" (TPU), "xla", or "auto": splash where the devices are TPUs."""
+    attention: of whole rows, "splash" (TPU), "xla", or "auto": splash where the devices are TPUs.
+    endpoint: of a judge or generator, the server that answers in place of a model on the mesh; the settings above, of
+    which `path` and `thinking` must not be set, say nothing about it."""
 
-    path: str = "nano/policy"
+    path: str | None = None
     format: str = ""
     dtype: str = "bfloat16"
     thinking: bool = False
     attention: str = "auto"
+    endpoint: EndpointConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.endpoint and self.path:
+            raise ModelError(
+                f"path={self.path} and endpoint.url={self.endpoint.url} name two models; set one of them to null"
+            )
+        if self.endpoint and self.thinking:
+            raise ModelError("thinking: not for a model behind an endpoint; whether it thinks is the server's setting")
         for name, value, known in (
             ("dtype", self.dtype, ("float32", "bfloat16", "int8")),
             ("attention", self.attention, ("auto", "xla", "splash")),
         ):
             if value not in known:
                 raise ModelError(f"model.{name}: expected one of {', '.join(known)}, found {value!r}")
+
+    @property
+    def place(self) -> str:
+        """The path of a model on the mesh. Raises ModelError where there is none."""
+        if not self.path:
+            raise ModelError(
+                "a model of this run has no path; set policy.path, judge_model.path or generator_model.path, or "
+                "endpoint in place of a judge's or generator's path"
+            )
+        return self.path
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,11 +215,11 @@ def load_language_model(cfg: ModelConfig, mesh: Mesh, turns: Turns | None = None
     shardings = rules.param_shardings(mesh, axes, shapes, rules.DECODING)
 
     def load() -> Params:
-        return hf.load_params(cfg.path, model, jnp.dtype(dtype), shardings, int8)
+        return hf.load_params(cfg.place, model, jnp.dtype(dtype), shardings, int8)
 
     attention = resolved_attention(cfg.attention, mesh)
     weights = Resident(load, turns)
-    return LanguageModel(model, weights, tokenizer, mesh, dtype, attention, str(folder), cfg.path, int8=int8)
+    return LanguageModel(model, weights, tokenizer, mesh, dtype, attention, str(folder), cfg.place, int8=int8)
 
 
 def read_description(cfg: ModelConfig) -> tuple[Path, DecoderConfig, ChatTokenizer]:
@@ -158,7 +229,7 @@ def read_description(cfg: ModelConfig) -> tuple[Path, DecoderConfig, ChatTokeniz
     Raises:
         ModelError, ChatError: what is wrong with the folder; a chat format that is not set or does not fit the model.
     """
-    folder = model_folder(cfg.path)
+    folder = model_folder(cfg.place)
     model = DecoderConfig.from_pretrained(folder)
     tokenizer = read_tokenizer(folder)
     try:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from looptool_jax.data.store import dump_json, join, write_jsonl, write_samples
-from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatRequest
+from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatModel, ChatRequest
 from looptool_jax.limits import above, at_least
 from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
@@ -64,8 +64,8 @@ class ExpandConfig:
 
 
 def expand(
-    generator: Answerer | None,
-    judge: Answerer | None,
+    generator: ChatModel | None,
+    judge: ChatModel | None,
     seeds: Sequence[ErrorSeed],
     prompt_limit: tuple[Answerer, int] | None,
     seed: int,
@@ -131,7 +131,7 @@ class _Row:
 
 
 def _generate(
-    generator: Answerer, chunk: Sequence[ErrorSeed], seed: int, round_: int, cfg: ExpandConfig, console: Console
+    generator: ChatModel, chunk: Sequence[ErrorSeed], seed: int, round_: int, cfg: ExpandConfig, console: Console
 ) -> list[_Row]:
     scenarios = list(SCENARIOS)
     requests, rows = [], []
@@ -189,12 +189,12 @@ def _apply_rules(rows: list[_Row], prompt_limit: tuple[Answerer, int] | None) ->
             row.reject("rules", f"the prompt has {length} tokens, over the limit of {prompt_limit[1]}")
 
 
-def _verify(judge: Answerer, rows: list[_Row], cfg: ExpandConfig, console: Console) -> None:
+def _verify(judge: ChatModel, rows: list[_Row], cfg: ExpandConfig, console: Console) -> None:
     """Tier 2: the judge finds the label right for the request."""
     open_rows = [(row, row.sample) for row in rows if not row.tier and row.sample is not None]
     if cfg.verify == "answer":
         pairs = [(sample, sample.target) for _, sample in open_rows]
-        reasons = own_answers_differ(judge, pairs, cfg.verify_answers, console.tokens)
+        reasons = own_answers_differ(cast(Answerer, judge), pairs, cfg.verify_answers, console.tokens)
     else:
         reasons = _verdicts(judge, [sample for _, sample in open_rows], cfg.verify_answers, console)
     for (row, _), reason in zip(open_rows, reasons, strict=True):
@@ -202,7 +202,7 @@ def _verify(judge: Answerer, rows: list[_Row], cfg: ExpandConfig, console: Conso
             row.reject("judge", reason)
 
 
-def _verdicts(judge: Answerer, samples: Sequence[Sample], answers: AnswerConfig, console: Console) -> list[str]:
+def _verdicts(judge: ChatModel, samples: Sequence[Sample], answers: AnswerConfig, console: Console) -> list[str]:
     """Why the judge rejects each sample, asked for a verdict on it ("": it does not)."""
     requests = [ChatRequest(sample.id, verify_messages(sample)) for sample in samples]
     texts = {True: "", False: "the judge finds it incorrect", None: "no verdict on the last line"}

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from looptool_jax.data.store import DataError, join, write_jsonl
-from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatRequest, OnTokens
+from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatModel, ChatRequest, OnTokens
 from looptool_jax.limits import at_least
 from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
@@ -104,7 +104,7 @@ class ErrorSeed:
 
 
 def judge(
-    model: Answerer | None,
+    model: ChatModel | None,
     samples: Sequence[Sample],
     probes: Sequence[Probe],
     round_: int,
@@ -179,7 +179,7 @@ def _new_label(judgement: Judgement) -> Target:
 
 
 def _judge_chunk(
-    model: Answerer | None, chunk: Sequence[tuple[Sample, Probe]], cfg: JudgeConfig, console: Console
+    model: ChatModel | None, chunk: Sequence[tuple[Sample, Probe]], cfg: JudgeConfig, console: Console
 ) -> list[Judgement]:
     if not cfg.enabled:
         return [Judgement(sample.id, "prediction_wrong", "disabled", [], row.answer, "") for sample, row in chunk]
@@ -208,7 +208,7 @@ def _judge_chunk(
         agreed = combined(votes, replaceable=not problem and target_of(row.answer) is not None)
         out.append(Judgement(sample.id, agreed, "judge", votes, row.answer, analysis))
     if cfg.confirm:
-        out = _confirmed(model, chunk, out, cfg, console)
+        out = _confirmed(cast(Answerer, model), chunk, out, cfg, console)
     return _analysed(model, chunk, out, cfg, console) if cfg.verdicts == "scored" else out
 
 
@@ -220,17 +220,17 @@ def _comparison(sample: Sample, row: Probe, cfg: JudgeConfig, swapped: bool = Fa
 
 
 def _verdicts(
-    model: Answerer, requests: Sequence[ChatRequest], cfg: JudgeConfig, console: Console
+    model: ChatModel, requests: Sequence[ChatRequest], cfg: JudgeConfig, console: Console
 ) -> list[JudgeVerdict | None]:
     if cfg.verdicts == "written":
         return [parse_verdict(reply.text) for reply in model.chat(requests, cfg.answers, console.tokens)]
     kinds = list(VerdictKind)
-    chosen = model.choose(requests, [str(kind) for kind in kinds], cfg.answers, console.tokens)
+    chosen = cast(Answerer, model).choose(requests, [str(kind) for kind in kinds], cfg.answers, console.tokens)
     return [None if number is None else JudgeVerdict(kinds[number], "") for number in chosen]
 
 
 def _analysed(
-    model: Answerer,
+    model: ChatModel,
     chunk: Sequence[tuple[Sample, Probe]],
     judgements: list[Judgement],
     cfg: JudgeConfig,

@@ -103,7 +103,7 @@ def bytes_of(tree: Any) -> Memory:
 
 
 class _Plan:
-    """The models and states of a run as shapes on a mesh."""
+    """The models and states of a run as shapes on a mesh; None for a judge or generator that is not on it."""
 
     def __init__(self, cfg: RunConfig, mesh: Mesh) -> None:
         self.cfg, self.mesh = cfg, mesh
@@ -114,7 +114,9 @@ class _Plan:
         self.pool = self._models_on_device()
         self.engines: list[tuple[LanguageModel, dict[str, Any], AnswerConfig]] = []
 
-    def _same_or_new(self, model: ModelConfig) -> LanguageModel:
+    def _same_or_new(self, model: ModelConfig) -> LanguageModel | None:
+        if not model.path:
+            return None
         for cfg, lm in ((self.cfg.policy, self.policy), (self.cfg.judge_model, getattr(self, "judge", None))):
             if cfg == model and lm is not None:
                 return lm
@@ -127,13 +129,14 @@ class _Plan:
         pool: dict[tuple, LanguageModel] = {}
         alive: dict[str, dict[tuple, LanguageModel]] = {}
         for round_ in (1, 2, 3):
-            stages: dict[str, list[tuple[tuple, LanguageModel]]] = {
+            stages: dict[str, list[tuple[tuple, LanguageModel | None]]] = {
                 "train": [((cfg.policy, round_ - 1), self.policy)],
                 "probe": [((cfg.policy, round_), self.policy)],
                 "judge": [((cfg.judge_model, 0), self.judge)],
                 "expand": [((generator, 0), self.generator), ((cfg.judge_model, 0), self.judge)],
             }
-            for stage, lent in stages.items():
+            for stage, models in stages.items():
+                lent = [(key, lm) for key, lm in models if lm is not None]
                 for key, lm in lent:
                     pool.pop(key, None)
                     pool[key] = lm
@@ -235,7 +238,7 @@ class _Plan:
         yield from used("probe", "probe.answers", cfg.probe.answers, drafts=cfg.probe.drafts)
         if cfg.data.heldout:
             yield from used("evaluate", "evaluate.answers", cfg.evaluate.answers, drafts=cfg.evaluate.drafts)
-        if cfg.judge.enabled:
+        if cfg.judge.enabled and self.judge:
             used = partial(self._stage_engine, stage="judge", lm=self.judge)
             yield from used("judge", "judge.answers", cfg.judge.answers)
             if cfg.judge.verdicts == "scored":
@@ -244,15 +247,16 @@ class _Plan:
             if cfg.judge.confirm:
                 yield from used("confirm", "judge.answers", cfg.judge.answers, drafts=True)
         if cfg.expand.enabled and cfg.compose.expanded_part == "expand":
-            used = partial(self._stage_engine, stage="expand", lm=self.generator)
-            yield from used(
-                "generate", "expand.answers", cfg.expand.answers, top_p=cfg.expand.top_p, top_k=cfg.expand.top_k
-            )
-            used = partial(self._stage_engine, stage="expand", lm=self.judge)
-            if cfg.expand.verify == "verdict":
-                yield from used("verify", "expand.verify_answers", cfg.expand.verify_answers)
-            elif cfg.expand.verify == "answer":
-                yield from used("verify", "expand.verify_answers", cfg.expand.verify_answers, drafts=True)
+            if self.generator:
+                yield from self._stage_engine(
+                    "generate", "expand.answers", cfg.expand.answers, stage="expand", lm=self.generator,
+                    top_p=cfg.expand.top_p, top_k=cfg.expand.top_k,
+                )  # fmt: skip
+            if self.judge and cfg.expand.verify != "off":
+                yield from self._stage_engine(
+                    "verify", "expand.verify_answers", cfg.expand.verify_answers, stage="expand", lm=self.judge,
+                    drafts=True if cfg.expand.verify == "answer" else None,
+                )  # fmt: skip
 
     def _stage_engine(
         self, name: str, key: str, sizes: AnswerConfig, *, stage: str, lm: LanguageModel, drafts: bool | None = None,
@@ -325,7 +329,8 @@ class _Plan:
 
     def _tensor_setting(self) -> Setting:
         """More tensor parallelism splits weights and caches further."""
-        now, heads = self.mesh.shape["tensor"], {self.policy.cfg.num_kv_heads, self.judge.cfg.num_kv_heads}
+        now = self.mesh.shape["tensor"]
+        heads = {lm.cfg.num_kv_heads for lm in (self.policy, self.judge) if lm is not None}
         most = math.gcd(*heads, self.mesh.size)
         return Setting("mesh.tensor", now, tuple(n for n in range(now + 1, most + 1) if most % n == 0), -1)
 
@@ -341,7 +346,7 @@ class _NoTokenizer:
 
 def _abstract_model(cfg: ModelConfig, mesh: Mesh) -> LanguageModel:
     """The model as it is lent to stages, with shapes for weights. Raises ModelError, ShardingError."""
-    model = _sizes(cfg.path)
+    model = _sizes(cfg.place)
     dtype = "float32" if cfg.dtype == "float32" else "bfloat16"
     shapes = decoder.abstract_params(model, jnp.dtype(dtype))
     if cfg.dtype == "int8":

@@ -8,16 +8,20 @@ import secrets
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from looptool_jax.data.files import is_url, local_path
-from looptool_jax.inference.answers import Answerer
-from looptool_jax.inference.lm import LanguageModel, ModelConfig, load_language_model, read_description
+from looptool_jax.data.files import is_url, join, local_path
+from looptool_jax.inference.answers import Answerer, ChatModel
+from looptool_jax.inference.lm import EndpointConfig, LanguageModel, ModelConfig, load_language_model, read_description
 from looptool_jax.models.config import ModelError
 from looptool_jax.models.lora import adapter_base, is_adapter, load_adapters
 from looptool_jax.parallel.compilation import keep_compiled_programs, user_cache
 from looptool_jax.parallel.mesh import MeshConfig, make_mesh
 from looptool_jax.parallel.processes import by_first, first_says
 from looptool_jax.parallel.residents import Turns
+
+if TYPE_CHECKING:
+    from looptool_jax.inference.endpoint import EndpointChatModel
 
 EMBEDDED = ("nano/policy", "nano/judge")
 PACKAGE = "package:"
@@ -26,25 +30,41 @@ KEEP = 3
 
 class ModelPool:
     """Lends models to stages. Their weights are read when they are first used; one model at a time has them on the
-    devices, the others wait in pinned host memory, and only the `keep` models that were lent last are kept."""
+    devices, the others wait in pinned host memory, and only the `keep` models that were lent last are kept.
 
-    def __init__(self, mesh: MeshConfig, cache_dir: str, keep: int = KEEP) -> None:
+    folder: of the run; models are converted into `models` there, and what servers reply is kept in `replies`.
+    """
+
+    def __init__(self, mesh: MeshConfig, folder: str, keep: int = KEEP) -> None:
         keep_compiled_programs()
         self.mesh = make_mesh(mesh)
-        self.shared = None if is_url(cache_dir) else cache_dir
+        self.folder = folder
+        self.shared = None if is_url(folder) else join(folder, "models")
         self.keep = keep
         self.turns = Turns()
         self._loaded: dict[ModelConfig, LanguageModel] = {}
+        self._servers: dict[EndpointConfig, EndpointChatModel] = {}
 
     def lend(self, cfg: ModelConfig, folder: str | None = None) -> Answerer:
         """The configured model, or its weights or adapters in `folder` (a round's policy). Raises ModelError."""
-        return Answerer(self._model(cfg, folder or cfg.path), cfg.thinking)
+        return Answerer(self._model(cfg, folder or cfg.place), cfg.thinking)
+
+    def lend_chat(self, cfg: ModelConfig) -> ChatModel:
+        """The configured judge or generator. Raises ModelError, EndpointError."""
+        return self._server(cfg.endpoint) if cfg.endpoint else self.lend(cfg)
+
+    def _server(self, cfg: EndpointConfig) -> EndpointChatModel:
+        from looptool_jax.inference.endpoint import EndpointChatModel
+
+        if cfg not in self._servers:
+            self._servers[cfg] = EndpointChatModel(cfg, join(self.folder, "replies"))
+        return self._servers[cfg]
 
     def _model(self, cfg: ModelConfig, name: str) -> LanguageModel:
         cfg = replace(cfg, path=locate(name, self.shared))
-        if is_adapter(cfg.path):
-            base = self._model(cfg, adapter_base(cfg.path))
-            return base.with_adapters(*load_adapters(cfg.path, base.cfg))
+        if is_adapter(cfg.place):
+            base = self._model(cfg, adapter_base(cfg.place))
+            return base.with_adapters(*load_adapters(cfg.place, base.cfg))
         lm = self._loaded.pop(cfg, None) or replace(load_language_model(cfg, self.mesh, self.turns), name=name)
         self._loaded[cfg] = lm
         while len(self._loaded) > self.keep:
@@ -53,8 +73,11 @@ class ModelPool:
 
     def check(self, cfg: ModelConfig) -> None:
         """Raises ModelError or ChatError where the configured model's folder, sizes, tokenizer or chat format will not
-        do. Reads no weights."""
-        read_description(replace(cfg, path=locate_base(cfg.path, self.shared)))
+        do, EndpointError where its server cannot be reached. Reads no weights."""
+        if cfg.endpoint:
+            by_first(self._server(cfg.endpoint).check)
+        else:
+            read_description(replace(cfg, path=locate_base(cfg.place, self.shared)))
 
 
 def locate(path: str, shared: str | None = None) -> str:

@@ -55,10 +55,28 @@ class RunConfig:
             raise ValueError(f"seed: from 0 to {WARMUP_SEEDS - 1}, found {self.seed} (seeds above are the warm-up's)")
         if self.data.round_size < self.train.batch:
             raise ValueError(f"data.round_size={self.data.round_size} is smaller than train.batch={self.train.batch}")
+        self._check_endpoints()
         longest = self.train.answers.prompt_tokens
         for stage, answers in (("probe", self.probe.answers), ("evaluate", self.evaluate.answers)):
             if answers.prompt_tokens < longest:
                 raise ValueError(
                     f"{stage}.answers.prompt_tokens={answers.prompt_tokens} is smaller than "
                     f"train.answers.prompt_tokens={longest}, the length up to which samples are taken"
+                )
+
+    def _check_endpoints(self) -> None:
+        """A server replies to chats. What needs token ids and log-probabilities is left to models on the mesh."""
+        if self.policy.endpoint:
+            raise ValueError("policy.endpoint: the policy is trained here; set policy.path")
+        if self.judge_model.endpoint is None:
+            return
+        for refused, setting, instead in (
+            (self.judge.verdicts == "scored", "judge.verdicts=scored", "judge.verdicts=written"),
+            (self.judge.confirm, "judge.confirm=true", "judge.confirm=false"),
+            (self.expand.verify == "answer", "expand.verify=answer", "expand.verify=verdict"),
+        ):
+            if refused:
+                raise ValueError(
+                    f"{setting}: needs token ids and log-probs, which judge_model.endpoint does not give; set "
+                    f"{instead}, or judge_model.path in place of the endpoint"
                 )

@@ -25,7 +25,7 @@ from looptool_jax.data.store import (
 from looptool_jax.evaluation.heldout import evaluate
 from looptool_jax.evaluation.repair import expansion_validity, label_repair, remaining_noise, true_labels
 from looptool_jax.inference.answers import Answerer
-from looptool_jax.inference.lm import resolved_attention
+from looptool_jax.inference.lm import ModelConfig, resolved_attention
 from looptool_jax.loop import compose as composition
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.expand import expand
@@ -62,7 +62,7 @@ class Runner:
 
     def __init__(self, cfg: RunConfig, console: Console) -> None:
         self.cfg, self.console = cfg, console
-        self.pool = ModelPool(cfg.mesh, self.path("models"))
+        self.pool = ModelPool(cfg.mesh, cfg.run_dir)
         self.ledger: Ledger | None = None
 
     def run(self) -> Manifest:
@@ -253,11 +253,13 @@ class Runner:
         )  # fmt: skip
 
     def _judge(self, round_: int) -> Metrics:
-        model = self.pool.lend(self.cfg.judge_model) if self.cfg.judge.enabled else None
-        return judge(
-            model, self._samples(round_), self._probes(round_), round_, self.cfg.judge,
-            self.path(f"round-{round_}/judge"), self.console,
+        cfg = self.cfg
+        model = self.pool.lend_chat(cfg.judge_model) if cfg.judge.enabled else None
+        metrics = judge(
+            model, self._samples(round_), self._probes(round_), round_, cfg.judge, self.path(f"round-{round_}/judge"),
+            self.console,
         )  # fmt: skip
+        return metrics | _servers(judge_model=cfg.judge_model if model else None)
 
     def _expand(self, round_: int) -> Metrics:
         cfg = self.cfg
@@ -265,13 +267,16 @@ class Runner:
         errors = {item.sample.id: item for item in self._errors(round_)}
         samples = [item.sample for item in errors.values()]
         chosen = composition.seeds_to_expand(samples, cfg.data.round_size, cfg.seed, round_, cfg.compose)
-        generator = self.pool.lend(cfg.generator_model or cfg.judge_model) if use else None
-        verifier = self.pool.lend(cfg.judge_model) if use and cfg.expand.verify != "off" else None
-        return expand(
+        writes = (cfg.generator_model or cfg.judge_model) if use else None
+        verifies = cfg.judge_model if use and cfg.expand.verify != "off" else None
+        generator = self.pool.lend_chat(writes) if writes else None
+        verifier = self.pool.lend_chat(verifies) if verifies else None
+        metrics = expand(
             generator, verifier, [errors[sample.id] for sample in chosen] if use else [],
             (self.policy_tokens(), cfg.train.answers.prompt_tokens), cfg.seed, round_, cfg.expand,
             self.path(f"round-{round_}/expand"), self.console,
         )  # fmt: skip
+        return metrics | _servers(generator_model=writes, judge_model=verifies)
 
     def compose_to(self, round_: int, out: str) -> Metrics:
         """Compose D_{round_+1} from the artifacts of a round into another folder, leaving the run as it is."""
@@ -347,6 +352,11 @@ class Runner:
         """A done stage needs its progress file and checkpoints no more."""
         for name in ("progress.jsonl", "checkpoints"):
             remove_tree(self.path(stage.name, name))
+
+
+def _servers(**models: ModelConfig | None) -> Metrics:
+    """Which servers a stage asked, for the manifest."""
+    return {key: model.endpoint.name for key, model in models.items() if model and model.endpoint}
 
 
 def _write_composition(result: composition.Composition, data: str, parts_file: str) -> Metrics:

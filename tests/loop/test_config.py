@@ -86,6 +86,40 @@ def test_a_number_out_of_range_is_told_with_its_key(keys, value, limit):
         assert "\n" not in str(caught.value)
 
 
+ENDPOINT = "judge_model={path: null, endpoint: {url: http://127.0.0.1:8000/v1, model: m}}"
+ON_SERVER = (ENDPOINT, "judge.confirm=false", "expand.verify=verdict")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("judge.confirm=true", "judge.confirm=true: needs token ids"),
+        ("judge.verdicts=scored", "judge.verdicts=scored: needs token ids"),
+        ("expand.verify=answer", "expand.verify=answer: needs token ids"),
+        ("judge_model.path=nano/judge", "name two models"),
+        ("judge_model.thinking=true", "thinking: not for a model behind an endpoint"),
+        ("judge_model.endpoint.model=", "judge_model.endpoint.model: no value is given"),
+        ("judge_model.endpoint.uri=x", "judge_model.endpoint.uri: no such setting; did you mean"),
+        ("judge_model.endpoint.tries=0", "endpoint.tries: at least 1"),
+        ("policy={path: null, endpoint: {url: http://127.0.0.1:1/v1, model: m}}", "policy.endpoint: the policy"),
+    ],
+)
+def test_what_a_server_cannot_do_is_refused_with_its_key(override, words):
+    with pytest.raises(ConfigError) as caught:
+        load_config("micro", [*ON_SERVER, override])
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_run_may_go_on_with_its_server_elsewhere_and_more_budget(tmp_path):
+    settings = [f"run_dir={tmp_path}/run", *ON_SERVER]
+    keep_config(load_config("micro", settings))
+    (tmp_path / "run" / "manifest.json").write_text("{}")
+    keep_config(load_config("micro", [*settings, "judge_model.endpoint.url=http://h/v1"]))
+    keep_config(load_config("micro", [*settings, "judge_model.endpoint.max_tokens=9", "judge_model.endpoint.tries=1"]))
+    with pytest.raises(ConfigError, match=r"judge_model\.endpoint\.model was 'm', now 'n'"):
+        keep_config(load_config("micro", [*settings, "judge_model.endpoint.model=n"]))
+
+
 def test_an_unknown_configuration_names_the_known_ones():
     with pytest.raises(ConfigError, match=r"micro.*quickstart"):
         load_config("quikstart")

@@ -51,6 +51,22 @@ def test_a_pass_is_left_out_only_behind_one_that_is_as_large():
     assert names.index("confirm check") > names.index("judge decode")
 
 
+def test_a_model_behind_a_server_needs_nothing_here():
+    endpoint = "{path: null, endpoint: {url: http://127.0.0.1:1/v1, model: m}}"
+    whole = found(load_config("micro"))
+    generated = found(load_config("micro", [f"generator_model={endpoint}"]))
+    assert [*generated] == [name for name in whole if not name.startswith("generate")]
+    remote = [f"judge_model={endpoint}", "judge.confirm=false", "expand.verify=verdict"]
+    judged = found(load_config("micro", remote))
+    assert [*judged] == [name for name in whole if not name.startswith(("judge", "confirm", "generate"))]
+    own_generator = found(load_config("micro", [*remote, "generator_model={path: nano/judge, format: qwen3}"]))
+    assert [name for name in own_generator if name not in judged] == [
+        "generate prompts",
+        "generate insert",
+        "generate decode",
+    ]
+
+
 def test_several_updates_score_the_old_policy_first():
     names = list(found(load_config("micro", ["train.updates=2", "train.batch=16", "static=true"])))
     assert names[-3:] == ["old log-probs", "GRPO gradient", "GRPO update"]

@@ -7,8 +7,12 @@ import time
 
 from looptool_jax import cli
 from looptool_jax.data.files import DataError, write_text
+from looptool_jax.inference.answers import AnswerConfig, ChatRequest
+from looptool_jax.inference.endpoint import EndpointChatModel
+from looptool_jax.inference.lm import EndpointConfig
 from looptool_jax.parallel import processes
 from looptool_jax.parallel.processes import first_says, is_first, joined, meet
+from looptool_jax.toolcall import Message
 
 
 def member() -> None:
@@ -54,6 +58,15 @@ def preempted(me: int) -> None:
             raise processes.Preempted
 
 
-MODES = {"alone": fine, "fine": fine, "differ": differ, "fail": fail, "shared": shared, "preempted": preempted}
+def served(me: int, url: str, folder: str) -> None:
+    model = EndpointChatModel(EndpointConfig(url, "m", tries=1), folder)
+    requests = [ChatRequest(str(i), (Message("user", f"question {i}"),)) for i in range(20)]
+    print([answer.text for answer in model.chat(requests, AnswerConfig(), lambda tokens: None)])
+
+
+MODES = {
+    "alone": fine, "fine": fine, "differ": differ, "fail": fail, "shared": shared, "preempted": preempted,
+    "served": served,
+}  # fmt: skip
 cli.app = member  # type: ignore[assignment]
 cli.main()

@@ -68,6 +68,20 @@ def test_preemption_of_one_stops_all_at_the_same_step(processes):
     assert [result.err.count(here.PREEMPTED) for result in results] == [1, 0], results
 
 
+def test_one_of_them_asks_a_server_and_all_get_the_replies(processes, chat_server, tmp_path):
+    server = chat_server(lambda body: f"reply to {body['messages'][0]['content']}")
+    folder = tmp_path / "replies"
+    results = members(processes, "served", 2, server.url, str(folder))
+    assert [result.code for result in results] == [0, 0], results
+    assert results[0].out == results[1].out == [str([f"reply to question {i}" for i in range(20)])]
+    assert len(server.bodies) == 20
+    server.faults = ["failing"] * 20
+    next(folder.glob("*.json")).unlink()
+    first, second = members(processes, "served", 2, server.url, str(folder))
+    assert first.code == second.code == 2 and "no reply in 1 tries" in first.err[0]
+    assert second.err == [f"looptool: process 0 failed: {first.err[0].removeprefix('looptool: ')}"]
+
+
 def test_no_answer_from_the_coordinator(processes):
     for index in ("0", "1"):  # the coordinator itself, which waits for the other one; and one that finds none
         (process,) = processes.together(1, lambda _, address, index=index: [MEMBER, "alone", index, "2", address])
