@@ -208,7 +208,7 @@ def expand(
     with _results(out, "expand", cfg, [errors], round_) as console:
         pool = _pool(cfg, out)
         generator = pool.lend_chat(cfg.generator_model or cfg.judge_model)
-        verifier = pool.lend_chat(cfg.judge_model) if cfg.expand.verify != "off" else None
+        verifier = pool.lend_chat(cfg.judge_model) if cfg.expand.verify != "rules" else None
         limit = (pool.lend(cfg.policy), cfg.train.answers.prompt_tokens)
         metrics = stage.expand(generator, verifier, seeds, limit, cfg.seed, round_, cfg.expand, out, console)
     _finish(metrics, out)

@@ -36,7 +36,7 @@ class ExpandConfig:
 
     enabled: false removes EDDE. per_error: k new samples for each error seed. verify: the second tier. "verdict": the
         judge is asked whether the label is right; "answer": the judge answers the request itself, without seeing the
-        label, and must arrive at the same (for models too small to check a label); "off": rules alone.
+        label, and must arrive at the same (for models too small to check a label); "rules": nothing further.
     prompt: "full" for language models, "compact" for nano. chunk: error seeds committed at once.
     temperature, top_p, top_k: of the generator, as in the released code.
     """
@@ -53,8 +53,8 @@ class ExpandConfig:
     chunk: int = 64
 
     def __post_init__(self) -> None:
-        if self.verify not in ("verdict", "answer", "off"):
-            raise ValueError(f"expand.verify: expected verdict, answer or off, found {self.verify!r}")
+        if self.verify not in ("verdict", "answer", "rules"):
+            raise ValueError(f"expand.verify: expected verdict, answer or rules, found {self.verify!r}")
         at_least("expand.per_error", self.per_error, 1)
         at_least("expand.chunk", self.chunk, 1)
         above("expand.temperature", self.temperature, 0)
@@ -86,7 +86,7 @@ def expand(
         assert generator is not None
         rows = _generate(generator, chunk, seed, round_, cfg, console)
         _apply_rules(rows, prompt_limit)
-        if cfg.verify != "off":
+        if cfg.verify != "rules":
             assert judge is not None
             _verify(judge, rows, cfg, console)
         console.advance(len(chunk))

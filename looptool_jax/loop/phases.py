@@ -252,7 +252,7 @@ class _Plan:
                     "generate", "expand.answers", cfg.expand.answers, stage="expand", lm=self.generator,
                     top_p=cfg.expand.top_p, top_k=cfg.expand.top_k,
                 )  # fmt: skip
-            if self.judge and cfg.expand.verify != "off":
+            if self.judge and cfg.expand.verify != "rules":
                 yield from self._stage_engine(
                     "verify", "expand.verify_answers", cfg.expand.verify_answers, stage="expand", lm=self.judge,
                     drafts=True if cfg.expand.verify == "answer" else None,

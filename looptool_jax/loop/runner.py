@@ -122,7 +122,7 @@ class Runner:
         models = [cfg.policy]
         if not cfg.static and (cfg.rounds > 1 or cfg.finish_loop):
             expands = cfg.expand.enabled and cfg.compose.expanded_part == "expand"
-            if cfg.judge.enabled or (expands and cfg.expand.verify != "off"):
+            if cfg.judge.enabled or (expands and cfg.expand.verify != "rules"):
                 models.append(cfg.judge_model)
             if expands:
                 models.append(cfg.generator_model or cfg.judge_model)
@@ -268,7 +268,7 @@ class Runner:
         samples = [item.sample for item in errors.values()]
         chosen = composition.seeds_to_expand(samples, cfg.data.round_size, cfg.seed, round_, cfg.compose)
         writes = (cfg.generator_model or cfg.judge_model) if use else None
-        verifies = cfg.judge_model if use and cfg.expand.verify != "off" else None
+        verifies = cfg.judge_model if use and cfg.expand.verify != "rules" else None
         generator = self.pool.lend_chat(writes) if writes else None
         verifier = self.pool.lend_chat(verifies) if verifies else None
         metrics = expand(

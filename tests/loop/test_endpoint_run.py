@@ -67,7 +67,7 @@ def start(run_dir: Path, url: str) -> subprocess.Popen[str]:
     endpoint = f"{{url: {url}, model: nano, api_key_env: NANO_API_KEY, concurrency: 8}}"
     settings = (
         f"run_dir={run_dir}", "rounds=1", "data.heldout=0", f"judge_model={{path: null, endpoint: {endpoint}}}",
-        "judge.confirm=false", "expand.verify='off'",
+        "judge.confirm=false", "expand.verify=rules",
     )  # fmt: skip
     flags = "--xla_backend_optimization_level=0"
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NANO_API_KEY": KEY}

@@ -157,7 +157,7 @@ def expanded(tmp_path, generator, verifier, limit=None, names=("a", "b", "c"), *
 def test_expansion_takes_the_scenarios_in_turn_with_keys_of_their_own(tmp_path):
     number = count()
     model = Scripted(lambda prompt: written(str(next(number))))
-    metrics, accepted, _ = expanded(tmp_path, model, None, per_error=5, verify="off")
+    metrics, accepted, _ = expanded(tmp_path, model, None, per_error=5, verify="rules")
     assert metrics["accepted"] == 15
     scenarios = [item.origin.scenario for item in accepted if item.origin.parent == "b"]
     assert scenarios == ["complexity", "persona", "interaction", "data", "complexity"]
@@ -188,9 +188,9 @@ def test_the_verifier_has_the_last_word(tmp_path):
 
 def test_long_prompts_and_repetitions_are_rejected(tmp_path):
     model = Scripted(lambda prompt: written(""))
-    metrics, _, _ = expanded(tmp_path / "same", model, None, per_error=1, verify="off")
+    metrics, _, _ = expanded(tmp_path / "same", model, None, per_error=1, verify="rules")
     assert (metrics["accepted"], metrics["rejected_duplicate"]) == (1, 2)
-    metrics, _, _ = expanded(tmp_path / "long", model, None, (Scripted(), 3), per_error=1, verify="off")
+    metrics, _, _ = expanded(tmp_path / "long", model, None, (Scripted(), 3), per_error=1, verify="rules")
     assert (metrics["accepted"], metrics["rejected_rules"]) == (0, 3)
 
 
@@ -201,7 +201,7 @@ def test_a_copy_of_an_error_seed_is_no_new_sample(tmp_path):
         ("other", "Rome", ["equal to an earlier sample of this round"]),
     ):
         model = Scripted(lambda _, to=to: f'INPUT:\na: Ulm\nOUTPUT:\n{{"name": "go", "arguments": {{"to": "{to}"}}}}')
-        metrics, _, rejected = expanded(tmp_path / name, model, None, names=("a", "b"), per_error=1, verify="off")
+        metrics, _, rejected = expanded(tmp_path / name, model, None, names=("a", "b"), per_error=1, verify="rules")
         assert [row["reason"] for row in rejected] == reasons
         assert metrics["rejected_duplicate"] == len(reasons) == 2 - metrics["accepted"]
 
