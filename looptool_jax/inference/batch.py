@@ -86,6 +86,8 @@ def generate(
     """
     for request in requests:
         check(engine, request)
+    if not requests:
+        return []
     decoding = Decoding(engine, params)
     waiting = iter(enumerate(requests))
     prompts = None if scorer is None else scorer.prompts(decoding.params, [request.tokens for request in requests])
@@ -116,7 +118,7 @@ class Decoding:
 
     def __init__(self, engine: DecoderEngine, params: Params) -> None:
         self.engine, self.params = engine, engine.load_params(params)
-        self._compiling = engine.compile_ahead(self.params)
+        engine.compile_ahead(self.params)
         self.state = engine.init_decode_state()
         self.free = list(range(engine.slots))
         self.finished: dict[int, list[Completion]] = {}
@@ -150,9 +152,10 @@ class Decoding:
         than `closest`."""
         self._insert(prefix, [(self._take(number, request, closest), request)])
 
-    def tokens(self, number: int) -> list[int] | None:
-        """The answer so far of a request in a group of one; None where it is in no slot."""
-        return next((group.answers[0].tokens for group in self._at_work.values() if group.number == number), None)
+    @property
+    def at_work(self) -> dict[int, list[int]]:
+        """The first answer so far of every request in a slot."""
+        return {group.number: group.answers[0].tokens for group in self._at_work.values()}
 
     def step(self, guesses: Mapping[int, Sequence[int]] | None = None) -> None:
         """`steps_per_sync` tokens for every answer; requests whose answers have all ended leave.
@@ -163,7 +166,6 @@ class Decoding:
             of_slot = {slot: guesses[group.number] for slot, group in self._at_work.items() if group.number in guesses}
             self.state, result = self.engine.follow(self.params, self.state, of_slot)
         else:
-            self._compiling.result()
             self.state, result = self.engine.generate(self.params, self.state)
         result = result.convert_to_numpy()
         logprobs, leads = self.engine.log_probs(result), self.engine.leads(result)

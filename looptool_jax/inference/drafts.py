@@ -7,7 +7,7 @@ at a time.
 
 The pass and step-by-step decoding add up the same numbers in another order, so their logits differ in the last bits. A
 request at whose answer two logits come closer than `NEAR_TIE` anywhere is therefore decoded step by step, from its
-prompt on, beside those that go on from a draft. So the tokens are those of step-by-step decoding.
+prompt on and by the same programs. So the tokens are those of step-by-step decoding.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Far above what the logits of the two ways were seen to differ by (docs/RESULTS.md).
 NEAR_TIE = {"float32": 2e-3, "bfloat16": 0.5}
+FEWEST_GUESSED = 2  # tokens an answer; a step that checks guesses takes up to twice the time of one that does not
 
 
 def near_tie(dtype: str, platform: str) -> float:
@@ -58,7 +59,7 @@ def greedy(
     """The greedy answer of each request, in their order; `drafts` has up to as many guesses for each as the scorer has
     members, their end tokens included. The engine has one answer a slot and room for drafts.
 
-    on_progress(finished requests, tokens of answers) is called when something has moved.
+    on_progress(finished requests, tokens drafted and decoded) is called when something has moved.
 
     Raises:
         PromptTooLong, RequestError: before anything runs. Preempted: between two device syncs.
@@ -80,19 +81,20 @@ def greedy(
     batches = deque(scorer.rows_of(families))
     pending: deque[tuple[int, Request, int, np.ndarray]] = deque()  # with row and path in what was computed last
     computed: Computed | None = None
+
+    def progress() -> None:
+        if on_progress is not None:
+            on_progress(len(done), drafted + decoding.generated)
+
     while batches or pending or again or decoding.busy:
         stop_if_preempted()
-        while decoding.free and (pending or again or batches):
-            if pending:
-                assert computed is not None
-                number, rest, row, path = pending.popleft()
-                decoding.insert(number, rest, scorer.branch(params, computed, row, path), near)
-                continue
+        if decoding.free and pending:
+            assert computed is not None
+            number, rest, row, path = pending.popleft()
+            decoding.insert(number, rest, scorer.branch(params, computed, row, path), near)
+            continue
+        if decoding.free and batches:
             computed = None  # its memory is for what comes
-            if len(again) >= engine.prefill_batch or not batches:
-                arrivals = [again.popleft() for _ in range(min(len(again), len(decoding.free)))]
-                decoding.prefill([(number, requests[number]) for number in arrivals])
-                continue
             rows = batches.popleft()
             scores, computed = scorer(params, rows, families, starts)
             for row, number in sorted({(i, family) for i, each in enumerate(rows) for family, _ in each.paths}):
@@ -113,8 +115,16 @@ def greedy(
                 path = rows[row].paths[number, best.member][: starts[number] + len(best.tokens)]
                 rest = replace(request, max_new=request.max_new - len(best.tokens))
                 pending.append((number, rest, row, path))
-        if decoding.busy:
-            decoding.step(_guesses(decoding, begun, families, starts))
+            progress()
+            continue
+        if not pending:
+            computed = None
+        if not batches and not pending and len(decoding.free) >= min(len(again), engine.prefill_batch, engine.slots):
+            # Last, as the programs that check guesses are not for these.
+            again = deque(sorted(again, key=lambda number: len(requests[number].tokens)))
+            arrivals = [again.popleft() for _ in range(min(len(again), len(decoding.free)))]
+            decoding.prefill([(number, requests[number]) for number in arrivals])
+        decoding.step(_guesses(decoding.at_work, begun, families, starts, engine.steps_per_sync - 1))
         for number in decoding.given_up:
             del begun[number]
         again += decoding.given_up
@@ -126,27 +136,28 @@ def greedy(
             else:
                 lead = min(start.lead, end.lead)
                 done[number] = _completion(requests[number], start, end.tokens, end.logprobs, lead, engine.eos_ids)
-        if on_progress is not None:
-            on_progress(len(done), drafted + decoding.generated)
+        progress()
     return [done[number] for number in range(len(requests))]
 
 
 def _guesses(
-    decoding: Decoding,
+    at_work: Mapping[int, Sequence[int]],
     begun: Mapping[int, _Checked],
     families: Sequence[Sequence[Sequence[int]]],
     starts: Sequence[int],
-) -> dict[int, list[int]]:
-    """What may follow the next token of the answers that went on from a draft, where it is known what that is."""
-    guesses = {}
-    for number, checked in begun.items():
-        decoded = decoding.tokens(number)
-        if decoded is None:
-            continue
+    most: int,
+) -> dict[int, list[int]] | None:
+    """What may follow the next token of the answers at work, which all went on from a draft, up to `most` tokens each;
+    None where one did not, or where too little is known to pay for a step that checks it."""
+    if not begun.keys() >= at_work.keys():
+        return None
+    guesses: dict[int, list[int]] = {}
+    for number, decoded in at_work.items():
+        checked = begun[number]
         draft = families[number][checked.member][starts[number] :]
-        if guess := _rest(draft, [*checked.tokens, *decoded], mismatch=len(checked.tokens))[1:]:
-            guesses[number] = list(guess)
-    return guesses
+        guesses[number] = list(_rest(draft, [*checked.tokens, *decoded], mismatch=len(checked.tokens))[1 : most + 1])
+    enough = sum(map(len, guesses.values())) >= FEWEST_GUESSED * len(at_work)
+    return guesses if enough else None
 
 
 def _rest(draft: Sequence[int], answer: Sequence[int], mismatch: int) -> Sequence[int]:

@@ -108,7 +108,7 @@ def _add(sums: _Sums, q_ngtkqh: Array, cache: Cache, layer: Array) -> _Sums:
 
 
 def _block_size(cache: Array) -> int:
-    """Places of a block. There are always two: a single one XLA would read ahead of the loop, needed or not."""
+    """Places of a block, half of the cache at most: a single one XLA would read ahead of the loop, needed or not."""
     time = cache.shape[-2]
     devices = max(1, jax.sharding.get_abstract_mesh().size)
     bytes_of_a_place = cache.size // cache.shape[0] // time * cache.dtype.itemsize / devices

@@ -12,7 +12,7 @@ import jax
 
 SHORTEST_KEPT = 0.2  # seconds of compilation
 
-_background = ThreadPoolExecutor(2, "compiling")
+_background = ThreadPoolExecutor(4, "compiling")
 
 
 def keep_compiled_programs() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import wait
+
 import jax
 import numpy as np
 import pytest
 
 from looptool_jax.inference.batch import generate
+from looptool_jax.models import attention
+from looptool_jax.models.attention import KV
 from looptool_jax.parallel.compilation import bucket
 from looptool_jax.parallel.mesh import MeshConfig, ShardingError, make_mesh
 
@@ -102,6 +106,24 @@ def test_guesses_change_how_many_tokens_come_and_not_which(make_engine, tiny):
     assert counts[0] == [4, 2, 1, 1, 1, 0] and counts[1][0] == 4
 
 
+def test_caches_are_read_only_as_far_as_answers_reach(make_engine, tiny, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(attention, "SMALLEST_BLOCK", 8)
+    engine = make_engine(slots=2, group=2, answer_len=24)
+    params, prompt = engine.load_params(tiny.params), [7, 9, 11]
+    prefix = engine.prefill(params=params, padded_tokens=_padded(engine, prompt), true_length=len(prompt))
+    found = []
+    for behind in (0.0, np.nan):
+        state = engine.insert(prefix, engine.init_decode_state(), 0, max_new=7)
+        caches = ((x.at[..., 16:, :].set(behind) for x in kv) for kv in (state.prompt_kv, state.answer_kv))
+        prompt_kv, answer_kv = (KV(*kv) for kv in caches)
+        state = jax.device_put(state._replace(prompt_kv=prompt_kv, answer_kv=answer_kv), engine.state_shardings)
+        state, result = engine.generate(params, state)
+        found.append((result.convert_to_numpy().data, engine.log_probs(result)))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    assert np.isfinite(found[1][1]).all()
+
+
 def test_a_slot_is_taken_over_while_others_go_on(engine, tiny, requests):
     long, short = requests[2].tokens, requests[4].tokens
     _, _, state = _by_hand(engine, tiny.params, engine.init_decode_state(), long, 0, syncs=1)
@@ -122,8 +144,8 @@ def test_new_weights_slots_and_temperatures_need_no_compilation(make_engine, tin
 
 def test_what_is_compiled_ahead_is_what_runs(make_engine, tiny, requests, caplog):
     engine = make_engine(slots=5)
-    assert engine.compile_ahead(tiny.params) is engine.compile_ahead(tiny.params)
-    engine.compile_ahead(tiny.params).result()
+    engine.compile_ahead(tiny.params)
+    wait(engine._compiling)
     with jax.log_compiles():
         generate(engine, tiny.params, requests)
     compiled = [record.message for record in caplog.records if "Finished XLA compilation" in record.message]
