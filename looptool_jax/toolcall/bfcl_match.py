@@ -260,6 +260,8 @@ def _released_objects(value: list[Any], option: Any) -> bool:
 
 
 def _released_object(value: dict[str, Any], label: Any) -> bool:
+    if not isinstance(label, dict):
+        raise TypeError(f"a label of the type {type(label).__name__}")
     for key, part in value.items():
         if key not in label or _standard(part) not in _standard_parts(label[key]):
             return False
@@ -267,7 +269,8 @@ def _released_object(value: dict[str, Any], label: Any) -> bool:
 
 
 def _standard_parts(values: Any) -> list[Any]:
-    return [_standard(value) for value in values]
+    """Of a list, or of a string, whose parts are its letters; anything else has no places (TypeError, KeyError)."""
+    return [_standard(values[place]) for place in range(len(values))]
 
 
 def _standard(value: Any) -> Any:
