@@ -1,12 +1,12 @@
 """Our BFCL verdicts beside those of the released evaluation, answer by answer.
 
-    python benchmarks/bfcl_parity.py --peers DIR [--mutations 20000] [--seed 0]
+    python benchmarks/bfcl_parity.py --peers DIR [--mutations 20000] [--texts 200000] [--seed 0]
 
 The answers are a right one for every single-turn row, and seeded mutations of right ones: other types, strings, numbers
 and source text, arguments dropped, added and renamed, functions renamed, calls reordered, dropped, doubled and broken.
 A third is held against rows whose labels or documents are changed too, for rules that the benchmark's own rows do not
-need. The released evaluation runs in an environment of its own (benchmarks/peers/README.md), on its own copy of the
-rows.
+need. Beside that, what both take random Java and JavaScript texts for. The released evaluation runs in an environment
+of its own (benchmarks/peers/README.md), on its own copy of the rows.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from peers.alternate import table
 from looptool_jax.data.store import read_jsonl, write_jsonl
 from looptool_jax.evaluation.bfcl.data import CATEGORIES, BfclRow, Category, read_category, reference_call
 from looptool_jax.toolcall import match_bfcl
+from looptool_jax.toolcall.bfcl_literals import official_value
 
 HERE = Path(__file__).parent
 Calls = list[dict[str, Any]]
@@ -43,6 +44,13 @@ FRAGMENTS = {
         "new Array(", ")", "key: ", "{a: ", "-", "nan", "], [", ", b: ",
     ),
 }  # fmt: skip
+ENDS = {
+    "Array": [("new int[]{", "}")],
+    "ArrayList": [("new ArrayList<>(Arrays.asList(", "))"), ("new ArrayList<>() {{ ", "}}")],
+    "HashMap": [("new HashMap<>() {{ ", "}}")],
+    "array": [("[", "]"), ("[[", "]]"), ("new Array(", ")")],
+    "dict": [("{", "}")],
+}
 TYPES = {
     "python": ("string", "integer", "float", "boolean", "array", "tuple", "dict", "any"),
     "java": (
@@ -296,10 +304,31 @@ def case(answer: Answer) -> dict[str, Any]:
     return out
 
 
+def texts(count: int, seed: int) -> list[dict[str, Any]]:
+    """Source text put together at random, and a type that it is read under."""
+    rng, out = random.Random(seed), []
+    for _ in range(count):
+        language = rng.choice(("java", "javascript"))
+        kind, item = rng.choice(TYPES[language]), rng.choice((None, *TYPES[language]))
+        text = "".join(rng.choices(FRAGMENTS[language], k=rng.randrange(1, 12)))
+        opening, closing = rng.choice([*ENDS.get(kind, ()), ("", "")])
+        out.append({"language": language, "type": kind, "item": item if "rray" in kind else None,
+                    "text": f"{opening}{text}{closing}"})  # fmt: skip
+    return out
+
+
+def ours_of(text: dict[str, Any]) -> str:
+    try:
+        return repr(official_value(text["text"], text["type"], text["item"], text["language"]))
+    except ValueError:
+        return "crash"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, required=True, help="folder of the peers' environments")
     parser.add_argument("--mutations", type=int, default=20_000)
+    parser.add_argument("--texts", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=int, default=5, help="most differences of a kind that are printed whole")
     args = parser.parse_args()
@@ -307,12 +336,13 @@ def main() -> None:
     [data] = python.parent.parent.glob("lib/python*/site-packages/bfcl_eval/data")
     answers = cases(data, args.mutations, args.seed)
     with tempfile.TemporaryDirectory() as folder:
-        write_jsonl(f"{folder}/cases.jsonl", map(case, answers))
+        sources = texts(args.texts, args.seed)
+        write_jsonl(f"{folder}/cases.jsonl", [*map(case, answers), *sources])
         subprocess.run([python, HERE / "peers" / "check_bfcl.py", folder], check=True, stdout=subprocess.DEVNULL)
         verdicts = list(read_jsonl(f"{folder}/verdicts.jsonl"))
     counts: dict[str, Counter[str]] = {}
     differences: Counter[str] = Counter()
-    for (category, _, row, text, kind), theirs in zip(answers, verdicts, strict=True):
+    for (category, _, row, text, kind), theirs in zip(answers, verdicts, strict=False):
         ours, fair = match_bfcl(text, row.target), match_bfcl(text, row.target, "fixed")
         for name in (category.name, f"~ {kind if '+' not in kind else 'several'}"):
             counts.setdefault(name, Counter()).update({
@@ -333,6 +363,14 @@ def main() -> None:
     print(f"{len(answers)} answers, {len(answers) - differences.total()} equal verdicts")
     for what, count in differences.most_common():
         print(f"  {count} x {what}")
+    read = list(zip(sources, verdicts[len(answers) :], strict=True))
+    crashes = sum(theirs["why"].startswith("crash") for _, theirs in read)
+    other = [(source, theirs) for source, theirs in read if not theirs["why"].startswith("crash")]
+    unequal = [(source, theirs["why"], ours_of(source)) for source, theirs in other if theirs["why"] != ours_of(source)]
+    changed = sum(theirs["why"] != repr(source["text"]) for source, theirs in other)
+    print(f"{len(read)} texts ({changed} read as a value, {crashes} crashes), {len(unequal)} read otherwise")
+    for source, theirs, ours in unequal[: args.show]:
+        print(f"  {source}: theirs {theirs}, ours {ours}")
 
 
 if __name__ == "__main__":

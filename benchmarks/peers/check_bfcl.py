@@ -1,8 +1,9 @@
 """The released BFCL evaluation: its own reading of a Qwen function-calling model's answers and its own checkers.
 
 Reads `cases.jsonl` of the folder ({category, index, text}, and functions and labels where they are others than the
-row's), writes `verdicts.jsonl` ({ok, why}). "crash" is a verdict of its own: there the released evaluation ends. What
-only talks to models and servers is not installed; empty modules stand in for it.
+row's), writes `verdicts.jsonl` ({ok, why}). "crash" is a verdict of its own: there the released evaluation ends. A case
+with a language ({language, type, item, text}) is a text to read; `why` is then the value. What only talks to models and
+servers is not installed; empty modules stand in for it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ sys.modules["bfcl_eval.constants.model_config"].MODEL_CONFIG_MAPPING = {MODEL: c
 
 from bfcl_eval.constants.enums import Language, ReturnFormat  # noqa: E402
 from bfcl_eval.eval_checker import eval_runner  # noqa: E402
+from bfcl_eval.eval_checker.ast_eval.ast_checker import java_type_converter, js_type_converter  # noqa: E402
 from bfcl_eval.model_handler.local_inference.qwen_fc import QwenFCHandler  # noqa: E402
 from bfcl_eval.utils import load_dataset_entry, load_ground_truth_entry  # noqa: E402
 
@@ -56,6 +58,9 @@ def rows(category: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | No
 
 
 def verdict(handler: QwenFCHandler, case: dict[str, Any]) -> tuple[bool, str]:
+    if "language" in case:
+        convert = java_type_converter if case["language"] == "java" else js_type_converter
+        return True, repr(convert(case["text"], case["type"], case["item"]))
     category = case["category"]
     entries, labels = rows(category)
     entry = entries[case["index"]]

@@ -29,7 +29,7 @@ _JS_SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "Bigint": (rf"{_WHOLE}n", lambda text: int(text[:-1])),
 }
 _AS_LIST = re.compile(r"new\s+ArrayList<\w*>\(Arrays\.asList\(")
-_ADDS = re.compile(r"new\s+ArrayList<\w*>\(\)\s*\{\{")
+_ADDS = re.compile(r"new\s+ArrayList<\w*>\(\)\s*\{\{\s*")
 _NEW_LIST = re.compile(r"new\s+ArrayList<\w*>\(\)")
 _NEW_ARRAY = re.compile(r"new\s+\w+\[\]\s*\{")
 _ADD = re.compile(r"add\(")

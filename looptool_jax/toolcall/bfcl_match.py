@@ -255,7 +255,7 @@ def _released_equal(value: Any, accepted: list[Any], kind: str, item_type: type 
 
 def _released_objects(value: list[Any], option: Any) -> bool:
     return len(value) == len(option) and all(
-        label != "" and _released_object(part, label) for part, label in zip(value, option, strict=True)
+        _released_object(part, label) for part, label in zip(value, option, strict=True)
     )
 
 

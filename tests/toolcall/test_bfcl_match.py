@@ -99,6 +99,8 @@ def test_numbers_booleans_and_variables(value, accepted, kind, wanted):
         ("-", ["a", ""], REFUSED),
         ("a", ["b", ""], NEITHER),
         ("a", [], NEITHER),
+        ("-", ["_"], REFUSED),
+        ("a B", [5, "A b"], MENDED),  # compared as a variable is
     ],
 )
 def test_strings(value, accepted, wanted):
@@ -121,6 +123,8 @@ def test_strings(value, accepted, wanted):
         (["a"], [["a"]], listed("tuple", "string"), BOTH),
         ([], [["a"], ""], listed("array", "string"), REFUSED),
         ([], [[]], listed("array", "string"), BOTH),
+        ([True], [[1], ""], listed("array", "integer"), REFUSED),
+        (["a"], [["b"], {"a": 1}], listed("array", "string"), NEITHER),  # the released checker ends here
         ([], [], listed("array", "string"), MENDED),
         ("names", ["names"], listed("array", "string"), BOTH),
         (["names"], ["names"], listed("array", "string"), NEITHER),
@@ -151,6 +155,7 @@ def test_lists(value, accepted, kind, wanted):
         ({}, [""], NEITHER),
         ("settings", ["settings"], BOTH),
         ({"a": 1}, [{"a": 1}], MENDED),  # the released checker ends here
+        ({"b": "y"}, [{"a": ["x"]}, "word", {"b": ["y"]}], MENDED),  # and here
     ],
 )
 def test_objects(value, accepted, wanted):
@@ -179,7 +184,7 @@ def test_required_optional_and_unknown_arguments():
         required=("must",),
         must="integer",
         may="integer",
-        want="integer",
+        want={"type": "integer", "default": 9},
         plus={"type": "integer", "default": 7},
     )
     assert verdicts([Call("f", {"must": 1, "want": 3})], target) == MENDED, "ghost is not documented"
@@ -188,8 +193,11 @@ def test_required_optional_and_unknown_arguments():
     assert verdicts([Call("f", {"must": 1, "want": 3})], target) == BOTH
     assert verdicts([Call("f", {"must": 1, "want": 3, "may": 2})], target) == BOTH
     assert verdicts([Call("f", {"must": 1, "want": 3, "may": 9})], target) == NEITHER
+    assert verdicts([Call("f", {"must": 1, "want": 9})], target) == NEITHER, "a default, but another value is wanted"
     assert verdicts([Call("f", {"must": 1})], target) == NEITHER
     assert verdicts([Call("f", {"want": 3})], target) == NEITHER
+    target.calls[0].accepted["must"].append("")
+    assert verdicts([Call("f", {"want": 3})], target) == NEITHER, "required, whatever the label says"
     assert verdicts([Call("f", {"must": 1, "want": 3, "plus": 7})], target) == MENDED
     assert verdicts([Call("f", {"must": 1, "want": 3, "plus": 8})], target) == NEITHER
     assert verdicts([Call("f", {"must": 1, "want": 3, "other": 1})], target) == NEITHER
@@ -320,6 +328,8 @@ def test_javascript(value, accepted, kind, wanted):
         ("new HashMap<a\nb>()", "HashMap", None, "java", "new HashMap<a\nb>()"),
         ('new HashMap<>() {{ put("k", "}"); }}', "HashMap", None, "java", {}),
         ("new ArrayList<>() {{ add(1);\nadd(x) }}", "ArrayList", "integer", "java", [1, "x"]),
+        ("new ArrayList<>() {{ }} add(1) }}", "ArrayList", "integer", "java", [1]),
+        ("new ArrayList<>() {{ }}", "ArrayList", "integer", "java", []),
         ("new int[]{1,, 2}", "Array", "integer", "java", [1, 2]),
         ('new ArrayList<>(Arrays.asList("a))', "ArrayList", "String", "java", [""]),
     ],
@@ -345,6 +355,7 @@ def test_the_released_reading_of_source_text(text, kind, item, language, value):
         ("1 + 2", "java", "1 + 2"),
         ("[1, [2, {a: 'x, y'}], f(3, 4),]", "javascript", [1, [2, {"a": "x, y"}], "f(3, 4)"]),
         ("[1, 2", "javascript", "[1, 2"),
+        ("[1 + 2, 'a' + b]", "javascript", ["1 + 2", "'a' + b"]),
         ("[1)]", "javascript", "[1)]"),
         ("{a: (b}", "javascript", "{a: (b}"),
         ('new HashMap<String, int[]>() {{ put("a", new int[]{1}); }}', "java", {"a": [1]}),
