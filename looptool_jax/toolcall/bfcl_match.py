@@ -28,7 +28,7 @@ What "bfcl" does, and "fixed" mends:
   (irrelevance) and may stand beside a right one. Fixed: an unreadable answer (`parser.parse`) is wrong everywhere.
 - where some call is wanted (relevance), any name will do. Fixed: it must be a tool that is there.
 
-Where the released checker crashes (a type it does not know, a label of another shape), both modes say no match.
+Where the released checker crashes (a type it does not know, a label of another shape), mode "bfcl" says no match.
 """
 
 from __future__ import annotations
@@ -194,6 +194,12 @@ def _call_differs(call: Call, want: BfclCall, target: BfclTarget, mode: BfclMode
     return ""
 
 
+def item_type_name(document: dict[str, Any]) -> str | None:
+    """The documented type of a list's elements."""
+    items = document.get("items")
+    return str(items["type"]) if isinstance(items, dict) and "type" in items else None
+
+
 def _is_default(value: Any, document: dict[str, Any] | None, language: Language) -> bool:
     default = (document or {}).get("default", _NO_DEFAULT)
     return any(_same(reading, default) for reading in _readings(value, language))
@@ -201,8 +207,8 @@ def _is_default(value: Any, document: dict[str, Any] | None, language: Language)
 
 def _released_value_differs(value: Any, accepted: list[Any], document: dict[str, Any], language: Language) -> str:
     """The released rules for one argument, in their order."""
-    type_name, item = document.get("type"), document.get("items", {}).get("type")
-    expected = _TYPES[language].get(type_name or "")
+    type_name, item = str(document.get("type")), item_type_name(document)
+    expected = _TYPES[language].get(type_name)
     item = item if type_name in _WITH_ITEMS else None
     item_type = _TYPES[language].get(item) if item else None
     if expected is None or (type_name in _WITH_ITEMS and item_type is None):
@@ -211,7 +217,7 @@ def _released_value_differs(value: Any, accepted: list[Any], document: dict[str,
         if language != "python":
             if not isinstance(value, str):
                 return "must be source text in a string"
-            value = official_value(value, str(type_name), item, language)
+            value = official_value(value, type_name, item, language)
         elif type_name == "float" and type(value) is int:
             value = float(value)
     except (ValueError, OverflowError):
@@ -284,10 +290,10 @@ def standard_string(text: str) -> str:
 
 def _fixed_value_differs(value: Any, accepted: list[Any], document: dict[str, Any], language: Language) -> str:
     """The fair rules for one argument."""
-    type_name, item = document.get("type"), document.get("items", {}).get("type")
+    type_name, item = str(document.get("type")), item_type_name(document)
     if language != "python" and not isinstance(value, str):
         return "must be source text in a string"
-    expected, types = _TYPES[language].get(type_name or ""), {type(option) for option in accepted if option != ""}
+    expected, types = _TYPES[language].get(type_name), {type(option) for option in accepted if option != ""}
     fits = [
         reading
         for reading in _readings(value, language)

@@ -178,6 +178,12 @@ def test_lists_of_objects(value, wanted):
     assert of_value(value, label, listed("array", "dict")) == wanted
 
 
+@pytest.mark.parametrize("kind", [{"type": "array"}, {"type": "array", "items": None}, {"type": ["string"]}, {}])
+def test_documents_that_end_the_released_checker(kind):
+    assert of_value(["a"], [["a"]], kind) == MENDED
+    assert of_value(["b"], [["a"]], kind) == NEITHER
+
+
 def test_required_optional_and_unknown_arguments():
     target = single(
         {"must": [1], "may": [2, ""], "want": [3], "ghost": [4]},

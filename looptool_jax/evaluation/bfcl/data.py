@@ -28,7 +28,7 @@ from looptool_jax.toolcall import (
     normalise_tool,
 )
 from looptool_jax.toolcall.bfcl_literals import Language, source_text
-from looptool_jax.toolcall.bfcl_match import BfclKind
+from looptool_jax.toolcall.bfcl_match import BfclKind, item_type_name
 
 PACKAGE = "bfcl_eval"
 REMEDY = "give --data a folder with BFCL_v4_*.json, or: pip install --no-deps bfcl-eval"
@@ -215,16 +215,11 @@ def _tool(function: dict[str, Any], language: Language) -> Tool:
 
 def _source_property(document: dict[str, Any], language: Language) -> dict[str, Any]:
     kind = str(document.get("type", "any"))
-    if items := _item_type(document):
+    if items := item_type_name(document):
         kind += f" of {items}"
     name = {"java": "Java", "javascript": "JavaScript"}[language]
     said = f"{document.get('description', '')} (A string with {name} source of type {kind}.)"
     return {"type": "string", "description": said.lstrip()}
-
-
-def _item_type(document: dict[str, Any]) -> str | None:
-    items = document.get("items")
-    return items.get("type") if isinstance(items, dict) else None
 
 
 def _reference(target: BfclTarget) -> Target:
@@ -248,7 +243,7 @@ def reference_call(call: BfclCall, target: BfclTarget, with_optional: bool = Fal
             continue
         value = _first_values(values[0] if values else "" if accepted else [])
         if target.language != "python":
-            value = source_text(value, document.get("type", "any"), _item_type(document), target.language)
+            value = source_text(value, document.get("type", "any"), item_type_name(document), target.language)
         arguments[key] = value
     return Call(call.name, arguments)
 
