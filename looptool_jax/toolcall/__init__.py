@@ -1,5 +1,6 @@
 """What a tool, a call, a message and a sample are; reading, comparing and rendering them. No JAX."""
 
+from looptool_jax.toolcall.bfcl_match import BfclCall, BfclMode, BfclTarget, match_bfcl, match_bfcl_calls
 from looptool_jax.toolcall.chat import ChatError, ChatFormat, ChatTokenizer, check_format, get_format, read_tokenizer
 from looptool_jax.toolcall.difference import Difference, differences
 from looptool_jax.toolcall.matcher import Match, MatchMode, equal_calls, match, names_parameter
@@ -8,6 +9,9 @@ from looptool_jax.toolcall.records import Call, Message, Origin, RecordError, Sa
 from looptool_jax.toolcall.schema import SchemaError, check_call, normalise_tool
 
 __all__ = [
+    "BfclCall",
+    "BfclMode",
+    "BfclTarget",
     "Call",
     "ChatError",
     "ChatFormat",
@@ -32,6 +36,8 @@ __all__ = [
     "equal_calls",
     "get_format",
     "match",
+    "match_bfcl",
+    "match_bfcl_calls",
     "names_parameter",
     "normalise_tool",
     "parse",

@@ -1,0 +1,258 @@
+"""BFCL's single-turn rows, read from a folder that the user has: nothing of the benchmark comes with the program.
+
+Files (JSON lines, whatever their ending): `BFCL_v4_CATEGORY.json` or `BFCL_v3_CATEGORY.json`, labels of the same name
+in `possible_answer/`, in the same order. v3 has the same rows but for a few labels; its simple categories have other
+names. The package bfcl-eval has v4 in `bfcl_eval/data`; it is found without being imported, for its dependencies clash
+with JAX's (`pip install --no-deps bfcl-eval` is enough).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from looptool_jax.data.store import DataError, parse_json
+from looptool_jax.toolcall import (
+    BfclCall,
+    BfclTarget,
+    Call,
+    Message,
+    RecordError,
+    Sample,
+    SchemaError,
+    Target,
+    Tool,
+    normalise_tool,
+)
+from looptool_jax.toolcall.bfcl_literals import Language, source_text
+from looptool_jax.toolcall.bfcl_match import BfclKind, item_type_name
+
+PACKAGE = "bfcl_eval"
+REMEDY = "give --data a folder with BFCL_v4_*.json, or: pip install --no-deps bfcl-eval"
+_V3_NAMES = {"simple_python": "simple", "simple_java": "java", "simple_javascript": "javascript"}
+
+
+@dataclass(frozen=True)
+class Category:
+    """live: made of users' prompts. rows: how many the benchmark has (bfcl-eval 2026.3.23)."""
+
+    name: str
+    kind: BfclKind
+    live: bool
+    rows: int
+
+    @property
+    def language(self) -> Language:
+        suffix = self.name.rpartition("_")[2]
+        return suffix if suffix in ("java", "javascript") else "python"  # type: ignore[return-value]
+
+    @property
+    def wants_calls(self) -> bool:
+        return self.kind not in ("irrelevance", "relevance")
+
+
+CATEGORIES = {
+    category.name: category
+    for category in (
+        Category("simple_python", "single", False, 400),
+        Category("simple_java", "single", False, 100),
+        Category("simple_javascript", "single", False, 50),
+        Category("multiple", "multiple", False, 200),
+        Category("parallel", "parallel", False, 200),
+        Category("parallel_multiple", "parallel", False, 200),
+        Category("irrelevance", "irrelevance", False, 240),
+        Category("live_simple", "single", True, 258),
+        Category("live_multiple", "multiple", True, 1053),
+        Category("live_parallel", "parallel", True, 16),
+        Category("live_parallel_multiple", "parallel", True, 24),
+        Category("live_irrelevance", "irrelevance", True, 884),
+        Category("live_relevance", "relevance", True, 16),
+    )
+}
+
+
+@dataclass(frozen=True)
+class BfclRow:
+    """sample: what a model is asked, with a right answer as its target (text where none is known); never scored with
+    the strict matcher. target: what the answer is held against."""
+
+    sample: Sample
+    target: BfclTarget
+
+
+def choose_categories(names: Sequence[str]) -> list[Category]:
+    """Categories by their names, or by live, non_live, single_turn; in the benchmark's order. Raises DataError."""
+    groups = {
+        "single_turn": list(CATEGORIES),
+        "live": [name for name, category in CATEGORIES.items() if category.live],
+        "non_live": [name for name, category in CATEGORIES.items() if not category.live],
+    }
+    for name in names:
+        if name not in groups and name not in CATEGORIES:
+            raise DataError(f"--categories: {name!r} is not known; there are {', '.join((*groups, *CATEGORIES))}")
+    chosen = {name for given in names for name in groups.get(given, [given])}
+    return [category for name, category in CATEGORIES.items() if name in chosen]
+
+
+def data_folder(given: str | None) -> Path:
+    """The folder that is given, or that of the installed package. Raises DataError where there is none."""
+    if given is not None:
+        if not Path(given).is_dir():
+            raise DataError(f"{given}: no such folder; {REMEDY}")
+        return Path(given)
+    spec = importlib.util.find_spec(PACKAGE)
+    folder = Path(spec.submodule_search_locations[0]) / "data" if spec and spec.submodule_search_locations else None
+    if folder is None or not folder.is_dir():
+        raise DataError(f"the package bfcl-eval is not installed; {REMEDY}")
+    return folder
+
+
+def read_category(folder: Path, category: Category, limit: int | None = None) -> list[BfclRow]:
+    """The first `limit` rows of a category, or all. Raises DataError naming file and line."""
+    file = _file(folder, category)
+    labels: Iterator[tuple[int, Any]] = iter(())
+    label_file = file.parent / "possible_answer" / file.name
+    if category.wants_calls:
+        if not label_file.is_file():
+            raise DataError(f"{label_file}: no such file; it has the labels of {file.name}. {REMEDY}")
+        labels = _lines(label_file)
+    rows: list[BfclRow] = []
+    for number, raw in _lines(file):
+        if len(rows) == limit:
+            break
+        answer_number, answer = next(labels, (0, None))
+        try:
+            functions, messages = _functions(raw), _messages(raw)
+            tools = tuple(_tool(function, category.language) for function in functions)
+        except (RecordError, SchemaError) as error:
+            raise DataError(f"{file}:{number}: no BFCL row: {error}. {REMEDY}") from None
+        try:
+            calls = _calls(answer, raw["id"]) if category.wants_calls else ()
+        except RecordError as error:
+            place = f"{label_file}:{answer_number}" if answer else f"{label_file}"
+            raise DataError(f"{place}: no label of {raw['id']}: {error}. {REMEDY}") from None
+        target = BfclTarget(category.kind, category.language, functions, calls)
+        rows.append(BfclRow(Sample(raw["id"], tools, messages, _reference(target), category=category.name), target))
+    if not rows:
+        raise DataError(f"{file}: holds no rows; {REMEDY}")
+    return rows
+
+
+def _file(folder: Path, category: Category) -> Path:
+    names = [f"BFCL_v4_{category.name}.json", f"BFCL_v3_{_V3_NAMES.get(category.name, category.name)}.json"]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"{folder}: neither {names[0]} nor {names[1]} is here; {REMEDY}")
+
+
+def _lines(file: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        if line.strip():
+            try:
+                yield number, parse_json(line)
+            except ValueError as error:
+                raise DataError(f"{file}:{number}: {error}; {REMEDY}") from None
+
+
+def _messages(raw: dict[str, Any]) -> tuple[Message, ...]:
+    turns = raw.get("question")
+    if not isinstance(turns, list) or len(turns) != 1 or not isinstance(turns[0], list) or not turns[0]:
+        raise RecordError("question: expected a list of one turn, a list of messages")
+    return tuple(Message.from_json(message) for message in turns[0])
+
+
+def _functions(raw: Any) -> tuple[dict[str, Any], ...]:
+    """The function documents as they stand, checked as far as the matcher relies on them."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("id"), str):
+        raise RecordError("expected an object with an id")
+    functions = raw.get("function")
+    if not isinstance(functions, list):
+        raise RecordError("function: expected a list of function documents")
+    for function in functions:
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise RecordError("function: expected documents with a name")
+        parameters = function.get("parameters")
+        parameters = parameters if isinstance(parameters, dict) else {}
+        properties = parameters.get("properties")
+        if not isinstance(properties, dict) or not all(isinstance(value, dict) for value in properties.values()):
+            raise RecordError(f"{function['name']}: expected parameters with properties")
+        if not isinstance(parameters.get("required", []), list):
+            raise RecordError(f"{function['name']}: expected required to be a list")
+    return tuple(functions)
+
+
+def _calls(answer: Any, id_: str) -> tuple[BfclCall, ...]:
+    if not isinstance(answer, dict) or answer.get("id") != id_:
+        found = answer.get("id") if isinstance(answer, dict) else answer
+        raise RecordError(f"found {found!r} in its place, and labels are in the order of the rows")
+    wanted = answer.get("ground_truth")
+    if not isinstance(wanted, list) or not wanted:
+        raise RecordError("ground_truth: expected a list of calls")
+    calls = []
+    for call in wanted:
+        [(name, accepted)] = call.items() if isinstance(call, dict) and len(call) == 1 else [("", None)]
+        if not isinstance(accepted, dict) or not all(isinstance(values, list) for values in accepted.values()):
+            raise RecordError("ground_truth: expected {function: {parameter: [accepted values]}}")
+        calls.append(BfclCall(name, accepted))
+    return tuple(calls)
+
+
+def _tool(function: dict[str, Any], language: Language) -> Tool:
+    """The document as the model is shown it. Java and JavaScript parameters are strings of source text, for JSON has no
+    values of theirs; their description says of which type. A parameter listed as required is not optional."""
+    parameters = function["parameters"]
+    properties = {}
+    for key, document in parameters["properties"].items():
+        if key in parameters.get("required", ()):
+            document = {name: value for name, value in document.items() if name != "optional"}
+        properties[key] = document if language == "python" else _source_property(document, language)
+    return normalise_tool({**function, "parameters": {**parameters, "properties": properties}})
+
+
+def _source_property(document: dict[str, Any], language: Language) -> dict[str, Any]:
+    kind = str(document.get("type", "any"))
+    if items := item_type_name(document):
+        kind += f" of {items}"
+    name = {"java": "Java", "javascript": "JavaScript"}[language]
+    said = f"{document.get('description', '')} (A string with {name} source of type {kind}.)"
+    return {"type": "string", "description": said.lstrip()}
+
+
+def _reference(target: BfclTarget) -> Target:
+    """One right answer where calls are wanted; else a text."""
+    if not target.calls:
+        return Target(intent="refuse" if target.kind == "irrelevance" else "answer")
+    return Target(calls=tuple(reference_call(call, target) for call in target.calls))
+
+
+def reference_call(call: BfclCall, target: BfclTarget, with_optional: bool = False) -> Call:
+    """A wanted call with the first accepted value of each documented parameter; of those that may be left out if asked
+    for. A required parameter without a value gets the empty one that its label means."""
+    functions = [function["parameters"] for function in target.functions if function["name"] == call.name]
+    parameters: dict[str, Any] = functions[0] if functions else {}
+    arguments = {}
+    for key, accepted in call.accepted.items():
+        document = parameters.get("properties", {}).get(key)
+        required = key in parameters.get("required", ())
+        values = [value for value in accepted if value != ""]
+        if document is None or not (required or with_optional or "" not in accepted) or not (required or values):
+            continue
+        value = _first_values(values[0] if values else "" if accepted else [])
+        if target.language != "python":
+            value = source_text(value, document.get("type", "any"), item_type_name(document), target.language)
+        arguments[key] = value
+    return Call(call.name, arguments)
+
+
+def _first_values(value: Any) -> Any:
+    """An accepted value as an argument: the members of objects are lists of accepted values."""
+    if isinstance(value, list):
+        return [_first_values(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    first = {key: options[0] if isinstance(options, list) and options else options for key, options in value.items()}
+    return {key: option for key, option in first.items() if option != ""}
