@@ -197,7 +197,8 @@ def test_preemption_between_two_syncs_ends_the_answers(capsys):
     engine = SimpleNamespace(
         slots=1, group=1, prompt_len=8, answer_len=1000, prefill_batch=1, pad_id=0, eos_ids=(0,),
         cfg=SimpleNamespace(vocab_size=9), bucket=lambda length: 8, load_params=lambda params: params,
-        compile_ahead=lambda params: None, init_decode_state=lambda: None, prefill_many=lambda *_: None, insert_many=lambda *_, **__: None,
+        compile_ahead=lambda params: None, init_decode_state=lambda: None,
+        prefill_many=lambda *_: None, insert_many=lambda *_, **__: None,
         generate=decode, log_probs=lambda result: np.zeros((1, 1)), leads=lambda result: np.zeros((1, 1)),
     )  # fmt: skip
     request = Request("a", [1, 2], (0, 0), 0.0, 1000)
