@@ -207,7 +207,7 @@ def test_a_json_reply_is_one_whatever_its_content_type_says(model):
 
 
 def test_the_budget_of_requests_ends_the_run_and_outlives_it(model):
-    served = model(max_requests=6, concurrency=2, tries=4)
+    served = model(max_requests=6, concurrency=1, tries=4)
     served.server.faults = ["failing"]
     with pytest.raises(EndpointError, match=r"endpoint\.max_requests=6 is used up .6 requests") as caught:
         ask(served, requests(9))
