@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from functools import partial
 from typing import Any
 
 import jax
@@ -105,7 +104,7 @@ class DecoderEngine(engine_api.Engine):
         self.draft_len, self.eos_ids, self.pad_id = draft_len, tuple(eos_ids), pad_id
         self.steps_per_sync, self.prefill_batch = steps_per_sync, prefill_batch
         self.top_k, self.top_p, self.dtype, self.attention = top_k, top_p, jnp.dtype(dtype), attention
-        self._compiling: list[Future[jax.stages.Compiled]] = []
+        self._compiling: Future[jax.stages.Compiled] | None = None
         self._compile()
 
     # --- shardings and compiled functions ---------------------------------------------------------------------------
@@ -316,12 +315,10 @@ class DecoderEngine(engine_api.Engine):
         return self._insert_prompts.lower(self.abstract_state.prompt_kv, prefix.kv, slots)
 
     def compile_ahead(self, params: Params) -> None:
-        """Begin to compile `generate`, and `follow` where there is room for drafts, in the background; once. Their
-        first calls wait for it."""
-        if not self._compiling:
+        """Begin to compile `generate` in the background, once; its first call waits for it."""
+        if self._compiling is None:
             abstract = self.abstract(params)
-            lower = [self.lower_generate, self.lower_follow] if self.draft_len else [self.lower_generate]
-            self._compiling = [compiled_ahead(partial(each, abstract)) for each in lower]
+            self._compiling = compiled_ahead(lambda: self.lower_generate(abstract))
 
     def lower_generate(self, params: Params) -> jax.stages.Lowered:
         """The `steps_per_sync` decode steps of `generate`, to be compiled without arrays."""
@@ -382,7 +379,6 @@ class DecoderEngine(engine_api.Engine):
         for slot, guess in guesses.items():
             count[slot] = min(len(guess), width)
             tokens[slot, : count[slot]] = guess[:width]
-        wait(self._compiling[1:])
         decode_state, data = self._follow(params, decode_state, jnp.asarray(tokens), jnp.asarray(count))
         return decode_state, self._results(data)
 
@@ -455,7 +451,8 @@ class DecoderEngine(engine_api.Engine):
         The result's speculation width is k = steps_per_sync: row `slot * group + g` holds its next tokens, 1 or 0
         for each (0 from the end of the answer on) and the length of the answer; `log_probs` and `leads` read the rest.
         """
-        wait(self._compiling[:1])  # what could not be compiled there is compiled here, and says why not
+        if self._compiling is not None:
+            wait([self._compiling])  # what could not be compiled there is compiled here, and says why not
         decode_state, data = self._generate(params, decode_state)
         return decode_state, self._results(data)
 

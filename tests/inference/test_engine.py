@@ -145,7 +145,7 @@ def test_new_weights_slots_and_temperatures_need_no_compilation(make_engine, tin
 def test_what_is_compiled_ahead_is_what_runs(make_engine, tiny, requests, caplog):
     engine = make_engine(slots=5)
     engine.compile_ahead(tiny.params)
-    wait(engine._compiling)
+    wait([engine._compiling])
     with jax.log_compiles():
         generate(engine, tiny.params, requests)
     compiled = [record.message for record in caplog.records if "Finished XLA compilation" in record.message]
