@@ -159,24 +159,19 @@ def read_bytes(path: PathLike) -> bytes:
 
 def read_many(paths: Sequence[PathLike]) -> list[bytes]:
     """The whole files, which lie in one directory; objects are fetched at the same time. Raises DataError."""
-    if not paths or not is_url(paths[0]):
-        return [read_bytes(path) for path in paths]
-    with reported(paths[0], "read"):
-        store = open_store(paths[0])[0]
-        names = [open_store(path)[1] for path in paths]
-        found = store.cat(names)
-        return [found[name] for name in names]
+    found = read_present(paths)
+    return [found[str(path)] if str(path) in found else read_bytes(path) for path in paths]
 
 
 def read_present(paths: Sequence[PathLike]) -> dict[str, bytes]:
     """As `read_many`, but of those files that are there, by their paths. Raises DataError."""
     found: dict[str, bytes] = {}
-    with reported(paths[0] if paths else "", "read"):
-        if not paths or not is_url(paths[0]):
-            for path in paths:
-                with contextlib.suppress(FileNotFoundError):
-                    found[str(path)] = local_path(path).read_bytes()
-            return found
+    if not paths or not is_url(paths[0]):
+        for path in paths:
+            with reported(path, "read"), contextlib.suppress(FileNotFoundError):
+                found[str(path)] = local_path(path).read_bytes()
+        return found
+    with reported(paths[0], "read"):
         store = open_store(paths[0])[0]
         names = {open_store(path)[1]: str(path) for path in paths}
         for name, data in store.cat(list(names), on_error="return").items():
