@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from looptool_jax.toolcall.bfcl_literals import Language, official_value
-from looptool_jax.toolcall.matcher import Match
+from looptool_jax.toolcall.matcher import Match, pair_off
 from looptool_jax.toolcall.parser import ParseFailure, parse
 from looptool_jax.toolcall.records import Call
 from looptool_jax.toolcall.source_literals import literal
@@ -108,9 +108,9 @@ def match_bfcl_calls(calls: Sequence[Call], target: BfclTarget, mode: BfclMode =
         return Match(False, f"{len(calls)} calls instead of {len(wanted)}")
     reasons = [[_call_differs(call, want, target, mode) for call in calls] for want in wanted]
     if mode == "fixed":
-        paired = _pairs_off([[not reason for reason in row] for row in reasons])
+        paired = pair_off([[not reason for reason in row] for row in reasons])
     else:
-        paired = _pairs_off_greedily(reasons)
+        paired = _pair_off_greedily(reasons)
     if paired:
         return Match(True, "")
     closest = next((row for row in reasons if all(row)), None)
@@ -135,7 +135,7 @@ def released_calls(response: str) -> list[Call] | None:
     return calls
 
 
-def _pairs_off_greedily(reasons: list[list[str]]) -> bool:
+def _pair_off_greedily(reasons: list[list[str]]) -> bool:
     free = list(range(len(reasons)))
     for row in reasons:
         taken = next((i for i in free if not row[i]), None)
@@ -143,22 +143,6 @@ def _pairs_off_greedily(reasons: list[list[str]]) -> bool:
             return False
         free.remove(taken)
     return True
-
-
-def _pairs_off(fits: list[list[bool]]) -> bool:
-    """Whether some pairing gives every wanted call a call of its own: augmenting paths."""
-    partner: dict[int, int] = {}
-
-    def place(want: int, seen: set[int]) -> bool:
-        for i, fit in enumerate(fits[want]):
-            if fit and i not in seen:
-                seen.add(i)
-                if i not in partner or place(partner[i], seen):
-                    partner[i] = want
-                    return True
-        return False
-
-    return all(place(want, set()) for want in range(len(fits)))
 
 
 def _call_differs(call: Call, want: BfclCall, target: BfclTarget, mode: BfclMode) -> str:

@@ -115,22 +115,26 @@ def _difference(call: Call, wanted: Call, tools: Sequence[Tool]) -> str:
 
 
 def _same_multiset(calls: Sequence[Call], wanted: Sequence[Call], tools: Sequence[Tool]) -> bool:
-    """Whether the calls pair off with the wanted ones: maximum bipartite matching by augmenting paths."""
-    if len(calls) != len(wanted):
-        return False
-    fits = [[j for j, want in enumerate(wanted) if equal_calls(call, want, tools)] for call in calls]
+    """Whether the calls pair off with the wanted ones."""
+    return len(calls) == len(wanted) and pair_off(
+        [[equal_calls(call, want, tools) for want in wanted] for call in calls]
+    )
+
+
+def pair_off(fits: Sequence[Sequence[bool]]) -> bool:
+    """Whether every row can have a column of its own that fits it: maximum bipartite matching by augmenting paths."""
     partner: dict[int, int] = {}
 
-    def place(i: int, seen: set[int]) -> bool:
-        for j in fits[i]:
-            if j not in seen:
-                seen.add(j)
-                if j not in partner or place(partner[j], seen):
-                    partner[j] = i
+    def place(row: int, seen: set[int]) -> bool:
+        for column, fit in enumerate(fits[row]):
+            if fit and column not in seen:
+                seen.add(column)
+                if column not in partner or place(partner[column], seen):
+                    partner[column] = row
                     return True
         return False
 
-    return all(place(i, set()) for i in range(len(calls)))
+    return all(place(row, set()) for row in range(len(fits)))
 
 
 def equal_calls(a: Call, b: Call, tools: Sequence[Tool]) -> bool:
