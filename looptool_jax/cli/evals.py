@@ -1,0 +1,104 @@
+"""`looptool eval`: accuracy of a policy, on samples and on benchmarks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from looptool_jax.cli.common import (
+    Config,
+    Data,
+    Model,
+    Out,
+    Overrides,
+    app,
+    configuration,
+    finish,
+    joined,
+    model_pool,
+    samples_of,
+)
+
+
+class _Eval(TyperGroup):
+    """`looptool eval --data ...` is `looptool eval samples --data ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = bool(args) and (args[0] in self.commands or args[0] == "--help")
+        return super().parse_args(ctx, args if named else ["samples", *args])
+
+
+evals = typer.Typer(cls=_Eval, rich_markup_mode=None)
+app.add_typer(evals, name="eval")
+
+
+@evals.callback()
+def evaluate() -> None:
+    """Accuracy of a policy, on samples or on a benchmark.
+
+    \b
+    looptool eval --data heldout.jsonl --model trained/policy --out evaluated
+    looptool eval bfcl --model trained/policy --out evaluated
+    """
+
+
+@evals.command("samples")
+def evaluate_samples(
+    data: Data, out: Out, config: Config = "quickstart", model: Model = None, overrides: Overrides = None
+) -> None:
+    """Accuracy of a policy on samples under the strict matcher, by category. The default: its name may be left out.
+
+    \b
+    looptool eval --data heldout.jsonl --model trained/policy --out evaluated
+    """
+    from looptool_jax.evaluation import heldout
+
+    cfg = configuration(config, overrides, model)
+    samples = samples_of(data)
+    with joined(cfg) as console, console.stage("eval"):
+        policy = model_pool(cfg, out).lend(cfg.policy)
+        metrics = heldout.evaluate(policy, samples, cfg.evaluate, out, console.tokens)
+        for name, part in metrics["by_category"].items():
+            console.say(f"  {name}: {part['accuracy']:.1%} of {part['items']}")
+    finish(metrics, out)
+
+
+@evals.command("bfcl")
+def evaluate_bfcl(
+    out: Out,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Folder with BFCL's files; default: the package bfcl-eval's.")
+    ] = None,
+    categories: Annotated[
+        str, typer.Option("--categories", help="Names with commas between, or live, non_live, single_turn.")
+    ] = "single_turn",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Rows of each category.")] = None,
+    config: Config = "quickstart",
+    model: Model = None,
+    overrides: Overrides = None,
+) -> None:
+    """Accuracy of a policy on BFCL's single-turn categories; sizes are those of evaluate.answers.
+
+    The rows are the user's own copy: pip install --no-deps bfcl-eval, or --data.
+
+    \b
+    looptool eval bfcl --model trained/policy --out evaluated
+    looptool eval bfcl --config paper_8b --model Qwen/Qwen3-8B --categories live --limit 50 --out evaluated
+    """
+    from looptool_jax.evaluation.bfcl import data as bfcl
+    from looptool_jax.evaluation.bfcl.evaluate import evaluate
+    from looptool_jax.evaluation.bfcl.scores import NOT_MEASURED
+    from looptool_jax.report.bfcl import bfcl_tables
+
+    cfg = configuration(config, overrides, model)
+    chosen, folder = bfcl.choose_categories(categories.split(",")), bfcl.data_folder(data)
+    rows = [row for category in chosen for row in bfcl.read_category(folder, category, limit)]
+    with joined(cfg) as console:
+        with console.stage("eval bfcl"):
+            policy = model_pool(cfg, out).lend(cfg.policy)
+            scores = evaluate(policy, rows, cfg.evaluate.answers, out, console.tokens)
+        for table in bfcl_tables(scores):
+            console.table(table.rich())
+        console.say(f"{NOT_MEASURED}\n{len(rows)} answers  -> {out}")
