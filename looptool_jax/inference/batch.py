@@ -8,10 +8,10 @@ depend on what is computed together.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -54,15 +54,15 @@ class Completion:
 
     tokens: what was generated, the end token included when `finish` is "stop".
     logprobs: of these tokens under the raw model (temperature 1), natural logarithm.
-    lead: the smallest distance between the two largest logits where a token was chosen.
-    drafted: how many of the tokens were a draft's. near_tie: decoded step by step although there was a draft.
+    leads: by how much the largest logit was above the next where each token was chosen.
+    drafted: how many of the tokens were a draft's. near_tie: decided step by step although there was a draft.
     """
 
     request_id: str
     index: int
     tokens: list[int]
     logprobs: list[float]
-    lead: float
+    leads: list[float]
     finish: Literal["stop", "length"]
     drafted: int = 0
     near_tie: bool = False
@@ -113,7 +113,7 @@ class Decoding:
     """The slots of an engine while requests, which the caller numbers, enter, are answered and leave.
 
     free: slots that are empty, in order. finished: the completions of the requests that have left, by number.
-    given_up: those that left without an answer. generated: tokens so far.
+    generated: tokens so far.
     """
 
     def __init__(self, engine: DecoderEngine, params: Params) -> None:
@@ -122,7 +122,6 @@ class Decoding:
         self.state = engine.init_decode_state()
         self.free = list(range(engine.slots))
         self.finished: dict[int, list[Completion]] = {}
-        self.given_up: list[int] = []
         self.generated = 0
         self._at_work: dict[int, _Group] = {}
 
@@ -130,11 +129,16 @@ class Decoding:
     def busy(self) -> bool:
         return bool(self._at_work)
 
-    def prefill(self, arrivals: Sequence[tuple[int, Request]]) -> None:
-        """Compute the prompts of the arrivals and put them into free slots: by bucket, in batches of a fixed size."""
+    def prefill(
+        self, arrivals: Sequence[tuple[int, Request]], until: Mapping[int, Sequence[int]] = MappingProxyType({})
+    ) -> None:
+        """Compute the prompts of the arrivals and put them into free slots: by bucket, in batches of a fixed size.
+
+        until: answers, by number, after whose tokens a request leaves before its end if it begins with them.
+        """
         by_bucket: dict[int, list[tuple[int, Request]]] = {}
         for number, request in arrivals:
-            slot = self._take(number, request, 0.0)
+            slot = self._take(number, request, until.get(number))
             by_bucket.setdefault(self.engine.bucket(len(request.tokens)), []).append((slot, request))
         size = self.engine.prefill_batch
         for bucket, members in sorted(by_bucket.items()):
@@ -147,10 +151,9 @@ class Decoding:
                 lengths = np.array([len(request.tokens) for _, request in batch])
                 self._insert(self.engine.prefill_many(self.params, tokens, lengths), batch)
 
-    def insert(self, number: int, request: Request, prefix: Prefix, closest: float = 0.0) -> None:
-        """Put a request whose prompt is computed already into a free slot. It is given up where two logits come closer
-        than `closest`."""
-        self._insert(prefix, [(self._take(number, request, closest), request)])
+    def insert(self, number: int, request: Request, prefix: Prefix) -> None:
+        """Put a request whose prompt is computed already into a free slot."""
+        self._insert(prefix, [(self._take(number, request), request)])
 
     @property
     def at_work(self) -> dict[int, list[int]]:
@@ -176,19 +179,16 @@ class Decoding:
                 self.generated += count
                 answer.tokens.extend(rows.tokens[g, :count].tolist())
                 answer.logprobs.extend(logprobs[first + g, :count].tolist())
-                answer.lead = min([answer.lead, *leads[first + g, :count].tolist()])
-            if min(answer.lead for answer in group.answers) < group.closest:
-                self._leave(slot)
-                self.given_up.append(group.number)
-            elif all(answer.ended(group.request, self.engine.eos_ids) for answer in group.answers):
+                answer.leads.extend(leads[first + g, :count].tolist())
+            if all(answer.ended(group.request, self.engine.eos_ids, group.until) for answer in group.answers):
                 self._leave(slot)
                 self.finished[group.number] = [
                     answer.completion(group.request, g, self.engine.eos_ids) for g, answer in enumerate(group.answers)
                 ]
 
-    def _take(self, number: int, request: Request, closest: float) -> int:
+    def _take(self, number: int, request: Request, until: Sequence[int] | None = None) -> int:
         slot = self.free.pop(0)
-        self._at_work[slot] = _Group(number, request, [_Answer() for _ in range(self.engine.group)], closest)
+        self._at_work[slot] = _Group(number, request, [_Answer() for _ in range(self.engine.group)], until)
         return slot
 
     def _leave(self, slot: int) -> None:
@@ -232,7 +232,7 @@ class _Group(NamedTuple):
     number: int
     request: Request
     answers: list[_Answer]
-    closest: float
+    until: Sequence[int] | None
 
 
 class _Answer:
@@ -241,14 +241,15 @@ class _Answer:
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
-        self.lead = math.inf
+        self.leads: list[float] = []
 
     def stopped(self, eos_ids: Sequence[int]) -> bool:
         return bool(self.tokens) and self.tokens[-1] in eos_ids
 
-    def ended(self, request: Request, eos_ids: Sequence[int]) -> bool:
-        return self.stopped(eos_ids) or len(self.tokens) == request.max_new
+    def ended(self, request: Request, eos_ids: Sequence[int], until: Sequence[int] | None) -> bool:
+        there = until is not None and self.tokens[: len(until)] == [*until]
+        return there or self.stopped(eos_ids) or len(self.tokens) == request.max_new
 
     def completion(self, request: Request, index: int, eos_ids: Sequence[int]) -> Completion:
         finish: Literal["stop", "length"] = "stop" if self.stopped(eos_ids) else "length"
-        return Completion(request.id, index, self.tokens, self.logprobs, self.lead, finish)
+        return Completion(request.id, index, self.tokens, self.logprobs, self.leads, finish)

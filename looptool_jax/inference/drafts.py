@@ -5,14 +5,14 @@ token, the draft is what greedy decoding would have written. The pass also yield
 alike are computed once. Behind a mismatch the rest of the draft is still a guess, which decoding checks several tokens
 at a time.
 
-The pass and step-by-step decoding add up the same numbers in another order, so their logits differ in the last bits. A
-request at whose answer two logits come closer than `NEAR_TIE` anywhere is therefore decoded step by step, from its
-prompt on and by the same programs. So the tokens are those of step-by-step decoding.
+The pass and step-by-step decoding add up the same numbers in another order, so their logits differ in the last bits.
+Where two logits come closer than `NEAR_TIE`, step-by-step decoding decides: the request is decoded from its prompt on,
+by the same programs, up to the last such place, and behind it if it comes out otherwise. So the tokens are those of
+step-by-step decoding.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -44,7 +44,7 @@ class _Checked(NamedTuple):
     member: int
     tokens: list[int]
     logprobs: list[float]
-    lead: float
+    leads: list[float]
     complete: bool
 
 
@@ -76,7 +76,8 @@ def greedy(
     near = near_tie(engine.dtype.name, engine.mesh.devices.flat[0].platform)
     done: dict[int, Completion] = {}
     begun: dict[int, _Checked] = {}  # what goes on by decoding
-    again: deque[int] = deque()  # what is decoded from its prompt on
+    unsure: dict[int, Completion] = {}  # whole answers with near ties
+    again: deque[int] = deque()  # those of them that wait to be decoded
     drafted = 0
     batches = deque(scorer.rows_of(families))
     pending: deque[tuple[int, Request, int, np.ndarray]] = deque()  # with row and path in what was computed last
@@ -86,12 +87,19 @@ def greedy(
         if on_progress is not None:
             on_progress(len(done), drafted + decoding.generated)
 
+    def answered(number: int, completion: Completion) -> None:
+        if min(completion.leads) < near:
+            unsure[number] = completion
+            again.append(number)
+        else:
+            done[number] = completion
+
     while batches or pending or again or decoding.busy:
         stop_if_preempted()
         if decoding.free and pending:
             assert computed is not None
             number, rest, row, path = pending.popleft()
-            decoding.insert(number, rest, scorer.branch(params, computed, row, path), near)
+            decoding.insert(number, rest, scorer.branch(params, computed, row, path))
             continue
         if decoding.free and batches:
             computed = None  # its memory is for what comes
@@ -104,12 +112,9 @@ def greedy(
                     for member, tokens in enumerate(families[number])
                 ]
                 best = max(known, key=lambda checked: len(checked.tokens))
-                if best.lead < near:
-                    again.append(number)
-                    continue
                 drafted += len(best.tokens)
                 if best.complete:
-                    done[number] = _completion(request, best, [], [], best.lead, engine.eos_ids)
+                    answered(number, _completion(request, best, engine.eos_ids))
                     continue
                 begun[number] = best
                 path = rows[row].paths[number, best.member][: starts[number] + len(best.tokens)]
@@ -123,21 +128,27 @@ def greedy(
             # Last, as the programs that check guesses are not for these.
             again = deque(sorted(again, key=lambda number: len(requests[number].tokens)))
             arrivals = [again.popleft() for _ in range(min(len(again), len(decoding.free)))]
-            decoding.prefill([(number, requests[number]) for number in arrivals])
+            decoding.prefill(
+                [(number, requests[number]) for number in arrivals],
+                until={number: _unsure_part(unsure[number], near) for number in arrivals},
+            )
         decoding.step(_guesses(decoding.at_work, begun, families, starts, engine.steps_per_sync - 1))
-        for number in decoding.given_up:
-            del begun[number]
-        again += decoding.given_up
-        decoding.given_up.clear()
         for number in list(decoding.finished):
-            [end], start = decoding.finished.pop(number), begun.pop(number, None)
-            if start is None:
-                done[number] = replace(end, near_tie=True)
-            else:
-                lead = min(start.lead, end.lead)
-                done[number] = _completion(requests[number], start, end.tokens, end.logprobs, lead, engine.eos_ids)
+            [end] = decoding.finished.pop(number)
+            if number in begun:
+                answered(number, _completion(requests[number], begun.pop(number), engine.eos_ids, end))
+                continue
+            guessed = unsure.pop(number)
+            part = _unsure_part(guessed, near)
+            done[number] = replace(guessed if end.tokens[: len(part)] == part else end, near_tie=True)
         progress()
     return [done[number] for number in range(len(requests))]
+
+
+def _unsure_part(completion: Completion, near: float) -> list[int]:
+    """The answer up to its last near tie."""
+    last = max(i for i, lead in enumerate(completion.leads) if lead < near)
+    return completion.tokens[: last + 1]
 
 
 def _guesses(
@@ -178,15 +189,14 @@ def _cut(draft: Sequence[int], max_new: int, eos_ids: Sequence[int]) -> list[int
 def _check(member: int, draft: Sequence[int], scores: Scores, max_new: int, eos_ids: Sequence[int]) -> _Checked:
     size = next((i for i, token in enumerate(draft) if token != scores.best[i]), len(draft))
     tokens = list(draft[:size])
-    lead = min(scores.lead[: size + 1].tolist(), default=math.inf)
     complete = size == len(draft) > 0 and (size == max_new or draft[-1] in eos_ids)
-    return _Checked(member, tokens, scores.logprobs[:size].tolist(), lead, complete)
+    return _Checked(member, tokens, scores.logprobs[:size].tolist(), scores.lead[:size].tolist(), complete)
 
 
-def _completion(
-    request: Request, start: _Checked, tokens: list[int], logprobs: list[float], lead: float, eos_ids: Sequence[int]
-) -> Completion:
-    """The drafted beginning of an answer with what was decoded behind it."""
-    tokens, logprobs = [*start.tokens, *tokens], [*start.logprobs, *logprobs]
+def _completion(request: Request, start: _Checked, eos_ids: Sequence[int], end: Completion | None = None) -> Completion:
+    """A draft that is the whole answer, or its right beginning with what was decoded behind it."""
+    tokens, logprobs, leads = start.tokens, start.logprobs, start.leads
+    if end is not None:
+        tokens, logprobs, leads = [*tokens, *end.tokens], [*logprobs, *end.logprobs], [*leads, *end.leads]
     finish: Literal["stop", "length"] = "stop" if tokens[-1] in eos_ids else "length"
-    return Completion(request.id, 0, tokens, logprobs, lead, finish, drafted=len(start.tokens))
+    return Completion(request.id, 0, tokens, logprobs, leads, finish, drafted=len(start.tokens))
