@@ -10,12 +10,12 @@ from collections import Counter
 from itertools import islice
 
 import numpy as np
-from labelled import arguments, labelled
+from labelled import arguments, labelled, true_verdict
 
 from looptool_jax.config import load_config
 from looptool_jax.data.store import read_jsonl, read_samples
 from looptool_jax.evaluation.heldout import evaluate
-from looptool_jax.evaluation.repair import expansion_validity, is_right, label_repair
+from looptool_jax.evaluation.repair import expansion_validity, label_repair
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.expand import expand
 from looptool_jax.loop.judge import ErrorSeed, judge
@@ -25,14 +25,14 @@ from looptool_jax.toolcall import match
 
 
 def main() -> None:
-    parser = arguments(__doc__, samples=400, noise=0.1)
+    parser = arguments(__doc__, samples=400, noise=[0.1])
     parser.add_argument("--groups", type=int, default=160, help="samples answered 8 times")
     args = parser.parse_args()
     cfg, console = load_config("quickstart", args.overrides), Console(quiet=True)
     with tempfile.TemporaryDirectory() as out:
         pool = ModelPool(cfg.mesh, out)
         policy, judge_model = pool.lend(cfg.policy), pool.lend(cfg.judge_model)
-        samples, noisy, labels, probes = labelled(policy, cfg, args, out, console)
+        samples, noisy, labels, probes = labelled(policy, cfg, args, args.noise[0], out, console)
 
         greedy_policy = evaluate(policy, samples, cfg.evaluate, f"{out}/policy", console.tokens)
         by_category = {name: round(found["accuracy"], 3) for name, found in greedy_policy["by_category"].items()}
@@ -55,7 +55,7 @@ def main() -> None:
             f"{(hits.any(1) & ~hits.all(1)).mean():.3f}"
         )
 
-        judged = judge(judge_model, noisy, probes, 1, cfg.judge, f"{out}/judge", console)
+        judged = judge(judge_model, noisy, probes, 0, 1, cfg.judge, f"{out}/judge", console)
         print(f"judge: {judged}")
         errors = [ErrorSeed.from_json(row) for row in read_jsonl(f"{out}/judge/errors.jsonl")]
         judgements = list(read_jsonl(f"{out}/judge/judgements.jsonl"))
@@ -77,13 +77,7 @@ def verdicts_by_truth(samples, judgements, labels) -> dict[str, int]:
     by_id = {sample.id: sample for sample in samples}
     counts: Counter[str] = Counter()
     for row in judgements:
-        sample = by_id[row["id"]]
-        label_right = is_right(sample, sample.target, labels)
-        answer_right = match(row["answer"], labels[sample.id], sample.tools).ok
-        truth = ("both_correct" if answer_right else "prediction_wrong") if label_right else (
-            "label_wrong" if answer_right else "both_wrong"
-        )  # fmt: skip
-        counts[f"{truth} -> {row['verdict']}"] += 1
+        counts[f"{true_verdict(by_id[row['id']], row['answer'], labels)} -> {row['verdict']}"] += 1
     return dict(sorted(counts.items()))
 
 

@@ -17,6 +17,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from operator import sub
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -68,11 +69,14 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in [*arms, "transformers.generate"]}
     same = {"step by step": f"{len(greedy)} of {len(greedy)}"}
     near: dict[str, str] = dict.fromkeys(seconds, "")
+    apart: dict[str, str] = dict.fromkeys(seconds, "")
     for name, run in list(arms.items())[1:]:  # compiles, and checks
         answers = run()
         equal = sum(a.tokens == b.tokens for a, b in zip(answers, greedy, strict=True))
         same[name] = f"{equal} of {len(greedy)}"
         near[name] = f"{sum(answer.near_tie for answer in answers)}"
+        largest = (max(map(abs, map(sub, a.logprobs, b.logprobs))) for a, b in zip(answers, greedy, strict=True))
+        apart[name] = f"{max(largest):.1e}"
     peer = None if args.alone else transformers_arm(folder, prompts)
     if peer is None:
         del seconds["transformers.generate"]
@@ -89,10 +93,16 @@ def main() -> None:
     for name, times in seconds.items():
         middle = statistics.median(times)
         spread = f"{middle:.1f} ({min(times):.1f} to {max(times):.1f})"
-        rows.append([name, spread, f"{base / middle:.2f}", same[name], near[name]])
-    print(table(["arm", "seconds", "times as fast as step by step", "equal answers", "near ties"], rows))
+        rows.append([name, spread, f"{base / middle:.2f}", same[name], near[name], apart[name]])
+    print(
+        table(
+            ["arm", "seconds", "times as fast as step by step", "equal answers", "near ties", "log-probs apart"], rows
+        )
+    )
     if args.json:
-        args.json.write_text(json.dumps({"seconds": seconds, "equal": same, "near_ties": near}, indent=1))
+        args.json.write_text(
+            json.dumps({"seconds": seconds, "equal": same, "near_ties": near, "apart": apart}, indent=1)
+        )
 
 
 def ignore(_: int) -> None:

@@ -25,11 +25,11 @@ from looptool_jax.loop.pool import ModelPool
 
 
 def main() -> None:
-    args = arguments(__doc__, samples=200, noise=0.2).parse_args()
+    args = arguments(__doc__, samples=200, noise=[0.2]).parse_args()
     cfg, console = load_config("quickstart", args.overrides), Console(quiet=True)
     with tempfile.TemporaryDirectory() as out:
         pool = ModelPool(cfg.mesh, out)
-        samples, noisy, labels, probes = labelled(pool.lend(cfg.policy), cfg, args, out, console)
+        samples, noisy, labels, probes = labelled(pool.lend(cfg.policy), cfg, args, args.noise[0], out, console)
         judge_model = pool.lend(cfg.judge_model)
         found: dict[str, list[dict[str, Any]]] = {}
         rows = []
@@ -38,7 +38,7 @@ def main() -> None:
             for attempt in ("compiled", "timed"):
                 start = time.perf_counter()
                 folder = f"{out}/{how}/{attempt}"
-                metrics = judge(judge_model, noisy, probes, 1, settings, folder, console)
+                metrics = judge(judge_model, noisy, probes, 0, 1, settings, folder, console)
                 seconds = time.perf_counter() - start
             found[how] = list(read_jsonl(f"{folder}/judgements.jsonl"))
             errors = [ErrorSeed.from_json(row).sample for row in read_jsonl(f"{folder}/errors.jsonl")]
@@ -50,7 +50,7 @@ def main() -> None:
     votes = [pair for a, b in zip(*found.values(), strict=True) for pair in zip(a["votes"], b["votes"], strict=True)]
     both = [(a, b) for a, b in votes if a is not None and b is not None]
     same = sum(row["verdict"] == other["verdict"] for row, other in zip(*found.values(), strict=True))
-    print(f"{len(votes) // 2} mismatches of {len(samples)} samples, {args.noise:.0%} of the labels wrong")
+    print(f"{len(votes) // 2} mismatches of {len(samples)} samples, {args.noise[0]:.0%} of the labels wrong")
     print(f"a pair in one order: {sum(a == b for a, b in both)} of {len(both)} verdicts equal")
     print(f"both orders together: {same} of {len(votes) // 2} equal\n")
     head = ["verdicts", "seconds", "orders agree", "no verdict", "prediction wrong", "label wrong", "label repair"]

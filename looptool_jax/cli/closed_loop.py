@@ -140,7 +140,7 @@ def judge(
     rows = read_records(probes, Probe.from_json, "probe")
     with results(out, "judge", cfg, [data, probes], round_) as console:
         lent = model_pool(cfg, out).lend_chat(cfg.judge_model) if cfg.judge.enabled else None
-        metrics = stage.judge(lent, samples, rows, round_, cfg.judge, out, console)
+        metrics = stage.judge(lent, samples, rows, cfg.seed, round_, cfg.judge, out, console)
     finish(metrics, out)
 
 

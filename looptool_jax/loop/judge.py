@@ -7,15 +7,17 @@ schemas, never becomes a label.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from looptool_jax.data.store import DataError, join, write_jsonl
 from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatModel, ChatRequest, OnTokens
-from looptool_jax.limits import at_least
+from looptool_jax.limits import above, at_least
 from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
+from looptool_jax.loop.keys import key_for
 from looptool_jax.loop.probe import Probe
 from looptool_jax.loop.prompts import Variant, VerdictKind, judge_messages, parse_verdict, response_text, written
 from looptool_jax.loop.prompts import Verdict as JudgeVerdict
@@ -47,6 +49,7 @@ class JudgeConfig:
         It saves judging, but such a sample keeps a wrong label that the judge might have found. The paper judges all.
     confirm: replace a label only by the answer that the judge gives itself, asked without seeing either (for weak
         judges); any other LABEL_WRONG is undecided. The paper does not.
+    votes: replies for each order. One is greedy; of several, sampled at `temperature`, more than half have to agree.
     verdicts: "written" takes the verdict at the end of the judge's reply; "scored" the most probable of the four tags
         as a reply (one pass, nothing is generated), and has an analysis written for error seeds only.
     prompt: "full" for language models, "compact" for nano. chunk: pairs committed at once.
@@ -56,6 +59,8 @@ class JudgeConfig:
     order_swap: bool = True
     rules_first: bool = False
     confirm: bool = False
+    votes: int = 1
+    temperature: float = 0.7
     verdicts: Literal["written", "scored"] = "written"
     prompt: Variant = "full"
     answers: AnswerConfig = field(default_factory=AnswerConfig)
@@ -65,12 +70,17 @@ class JudgeConfig:
         at_least("judge.chunk", self.chunk, 1)
         if self.verdicts not in ("written", "scored"):
             raise ValueError(f"judge.verdicts: expected written or scored, found {self.verdicts!r}")
+        at_least("judge.votes", self.votes, 1)
+        above("judge.temperature", self.temperature, 0)
+        if self.votes > 1 and self.verdicts == "scored":
+            raise ValueError("judge.votes: scored verdicts do not vary; set it to 1, or judge.verdicts to written")
 
 
 @dataclass(frozen=True)
 class Judgement:
     """What became of a mismatch. decided_by: judge, rules or disabled. votes: the verdict of each order (None: the
-    reply had no valid last line). analysis: the judge's words on the wrong response, for the expansion."""
+    reply had no valid last line, or too few agree). analysis: the judge's words on the wrong response, for the
+    expansion."""
 
     id: str
     verdict: Verdict
@@ -107,6 +117,7 @@ def judge(
     model: ChatModel | None,
     samples: Sequence[Sample],
     probes: Sequence[Probe],
+    seed: int,
     round_: int,
     cfg: JudgeConfig,
     out: str,
@@ -124,7 +135,7 @@ def judge(
     mismatches = [(by_id[row.id], row) for row in probes if not row.correct]
 
     def work(chunk: Sequence[tuple[Sample, Probe]]) -> list[dict[str, Any]]:
-        rows = _judge_chunk(model, chunk, cfg, console)
+        rows = _judge_chunk(model, chunk, (seed, round_), cfg, console)
         console.advance(len(chunk))
         return [row.to_json() for row in rows]
 
@@ -133,8 +144,8 @@ def judge(
     judgements = [Judgement.from_json(row) for row in rows]
     write_jsonl(join(out, "judgements.jsonl"), rows)
     write_jsonl(join(out, "set_aside.jsonl"), [row.to_json() for row in judgements if row.verdict == "undecided"])
-    errors = [seed for row in judgements if (seed := error_seed(by_id[row.id], row, round_)) is not None]
-    write_jsonl(join(out, "errors.jsonl"), [seed.to_json() for seed in errors])
+    errors = [error for row in judgements if (error := error_seed(by_id[row.id], row, round_)) is not None]
+    write_jsonl(join(out, "errors.jsonl"), [error.to_json() for error in errors])
     counts = {verdict: sum(row.verdict == verdict for row in judgements) for verdict in Verdict.__args__}  # type: ignore[attr-defined]
     judged = [row for row in judgements if row.decided_by == "judge"]
     agreed = sum(row.verdict != "undecided" for row in judged)
@@ -179,7 +190,11 @@ def _new_label(judgement: Judgement) -> Target:
 
 
 def _judge_chunk(
-    model: ChatModel | None, chunk: Sequence[tuple[Sample, Probe]], cfg: JudgeConfig, console: Console
+    model: ChatModel | None,
+    chunk: Sequence[tuple[Sample, Probe]],
+    run: tuple[int, int],
+    cfg: JudgeConfig,
+    console: Console,
 ) -> list[Judgement]:
     if not cfg.enabled:
         return [Judgement(sample.id, "prediction_wrong", "disabled", [], row.answer, "") for sample, row in chunk]
@@ -187,18 +202,19 @@ def _judge_chunk(
     requests: list[ChatRequest] = []
     problems = [_broken(sample, row) for sample, row in chunk]
     asked = [not (cfg.rules_first and problem) for problem in problems]
+    tables = (_LABEL_FIRST, _LABEL_SECOND) if cfg.order_swap else (_LABEL_FIRST,)
     for (sample, row), ask in zip(chunk, asked, strict=True):
-        if ask:
-            requests.append(_comparison(sample, row, cfg))
-            if cfg.order_swap:
-                requests.append(_comparison(sample, row, cfg, swapped=True))
-    verdicts = iter(_verdicts(model, requests, cfg, console))
+        for order in range(len(tables)) if ask else ():
+            comparison = _comparison(sample, row, cfg, swapped=order == 1)
+            keys = [key_for(*run, "judge", comparison.id, vote) for vote in range(cfg.votes)]
+            requests += [replace(comparison, key=key) for key in keys]
+    replies = _verdicts(model, requests, cfg, console)
+    verdicts = iter([_majority(replies[i : i + cfg.votes]) for i in range(0, len(replies), cfg.votes)])
     out = []
     for (sample, row), ask, problem in zip(chunk, asked, problems, strict=True):
         if not ask:
             out.append(Judgement(sample.id, "prediction_wrong", "rules", [], row.answer, problem))
             continue
-        tables = (_LABEL_FIRST, _LABEL_SECOND) if cfg.order_swap else (_LABEL_FIRST,)
         votes: list[Verdict | None] = []
         analysis = ""
         for table in tables:
@@ -223,10 +239,19 @@ def _verdicts(
     model: ChatModel, requests: Sequence[ChatRequest], cfg: JudgeConfig, console: Console
 ) -> list[JudgeVerdict | None]:
     if cfg.verdicts == "written":
-        return [parse_verdict(reply.text) for reply in model.chat(requests, cfg.answers, console.tokens)]
+        temperature = cfg.temperature if cfg.votes > 1 else 0.0
+        replies = model.chat(requests, cfg.answers, console.tokens, temperature=temperature)
+        return [parse_verdict(reply.text) for reply in replies]
     kinds = list(VerdictKind)
     chosen = cast(Answerer, model).choose(requests, [str(kind) for kind in kinds], cfg.answers, console.tokens)
     return [None if number is None else JudgeVerdict(kinds[number], "") for number in chosen]
+
+
+def _majority(verdicts: Sequence[JudgeVerdict | None]) -> JudgeVerdict | None:
+    """The first of those that more than half of the replies agree on."""
+    counts = Counter(verdict.kind for verdict in verdicts if verdict)
+    most = [kind for kind, count in counts.items() if 2 * count > len(verdicts)]
+    return next((verdict for verdict in verdicts if verdict and verdict.kind in most), None)
 
 
 def _analysed(

@@ -256,8 +256,8 @@ class Runner:
         cfg = self.cfg
         model = self.pool.lend_chat(cfg.judge_model) if cfg.judge.enabled else None
         metrics = judge(
-            model, self._samples(round_), self._probes(round_), round_, cfg.judge, self.path(f"round-{round_}/judge"),
-            self.console,
+            model, self._samples(round_), self._probes(round_), cfg.seed, round_, cfg.judge,
+            self.path(f"round-{round_}/judge"), self.console,
         )  # fmt: skip
         return metrics | _servers(judge_model=cfg.judge_model if model else None)
 

@@ -55,7 +55,7 @@ def test_the_embedded_judge_finds_most_wrong_labels_and_harms_few(model, tmp_pat
         for sample, right in zip(noisy, SAMPLES, strict=True)
     ]
     cfg = JudgeConfig(prompt="compact", answers=replace(SIZES, answer_tokens=128))
-    metrics = judge(model, noisy, probes, 1, cfg, str(tmp_path), Console(quiet=True))
+    metrics = judge(model, noisy, probes, 0, 1, cfg, str(tmp_path), Console(quiet=True))
     from looptool_jax.data.store import read_jsonl
 
     verdicts = {row["id"]: row["verdict"] for row in read_jsonl(f"{tmp_path}/judgements.jsonl")}

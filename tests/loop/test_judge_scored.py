@@ -103,7 +103,7 @@ def test_only_error_seeds_get_an_analysis(model, tmp_path, monkeypatch):
         for sample, other in zip(SAMPLES, wrong, strict=True)
     ]
     cfg = JudgeConfig(prompt="compact", verdicts="scored", answers=SIZES)
-    metrics = judge(model, SAMPLES, probes, 1, cfg, str(tmp_path), Console(quiet=True))
+    metrics = judge(model, SAMPLES, probes, 0, 1, cfg, str(tmp_path), Console(quiet=True))
     assert metrics["judged"] == len(SAMPLES) and metrics["unparsed_replies"] == 0
     rows = list(read_jsonl(str(tmp_path / "judgements.jsonl")))
     errors = [row["id"] for row in rows if row["verdict"] in ("prediction_wrong", "label_wrong")]

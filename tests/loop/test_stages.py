@@ -75,7 +75,7 @@ def prefers(good: str):
 
 def judged(model, tmp_path, probes, **cfg):
     samples = [sample(row.id) for row in probes]
-    metrics = judge(model, samples, probes, 1, JudgeConfig(chunk=2, **cfg), str(tmp_path), QUIET)
+    metrics = judge(model, samples, probes, 0, 1, JudgeConfig(chunk=2, **cfg), str(tmp_path), QUIET)
     verdicts = {row["id"]: row["verdict"] for row in read_jsonl(tmp_path / "judgements.jsonl")}
     errors = [ErrorSeed.from_json(row) for row in read_jsonl(tmp_path / "errors.jsonl")]
     return metrics, verdicts, errors
@@ -101,6 +101,34 @@ def test_a_judge_that_prefers_a_position_is_set_aside(tmp_path):
     )
     assert verdicts == {"s": "undecided"} and not errors and metrics["unparsed_replies"] == 0
     assert [row["id"] for row in read_jsonl(tmp_path / "set_aside.jsonl")] == ["s"]
+
+
+@pytest.mark.parametrize(
+    ("for_bonn", "for_ulm", "verdict"),
+    [
+        (3, 0, "label_wrong"),
+        (2, 0, "label_wrong"),
+        (2, 1, "label_wrong"),
+        (1, 1, "undecided"),
+        (1, 2, "prediction_wrong"),
+    ],
+)
+def test_of_several_replies_more_than_half_have_to_agree(for_bonn, for_ulm, verdict, tmp_path):
+    """Of three replies in each order so many find the label wrong, and so many the answer; the others say nothing."""
+    replies = {"Ulm": 0, "Bonn": 0}
+
+    def say(prompt: str) -> str:
+        responses = prompt.split("Response 1:")[1]
+        first = "Ulm" if responses.index("Ulm") < responses.index("Bonn") else "Bonn"
+        number, replies[first] = replies[first], replies[first] + 1
+        good = "Bonn" if number < for_bonn else "Ulm"
+        return prefers(good)(prompt) if number < for_bonn + for_ulm else "Both have their merits."
+
+    model = Scripted(say)
+    metrics, verdicts, _ = judged(model, tmp_path, [probed("s", answer("Bonn"))], votes=3)
+    assert verdicts == {"s": verdict} and replies == {"Ulm": 3, "Bonn": 3}
+    assert len({request.key for request in model.requests}) == 6 and model.sampling == {"temperature": 0.7}
+    assert metrics["unparsed_replies"] == (2 if verdict == "undecided" else 0)
 
 
 def test_a_broken_answer_never_becomes_a_label(tmp_path):
@@ -133,7 +161,7 @@ def test_without_the_judge_every_mismatch_is_a_model_error(tmp_path):
 
 def test_probes_of_other_samples_are_refused(tmp_path):
     with pytest.raises(DataError, match="other samples"):
-        judge(None, [sample("a")], [probed("b", "")], 1, JudgeConfig(enabled=False), str(tmp_path), QUIET)
+        judge(None, [sample("a")], [probed("b", "")], 0, 1, JudgeConfig(enabled=False), str(tmp_path), QUIET)
 
 
 def seeds(*names: str) -> list[ErrorSeed]:

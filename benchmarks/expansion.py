@@ -1,0 +1,107 @@
+"""Error-driven expansion of finished runs: what passes, how new it is, whether it is right, harder and worth it.
+
+    python benchmarks/expansion.py RUN_DIR [RUN_DIR ...]
+
+Of the world's runs, whose truth is known. For every round: how many new samples each tier takes out; how far the
+accepted ones are from their seeds; how many execute in the world and follow from their request; the accuracy on them of
+the policy that was probed, beside that on their error seeds; and that of the next round's policy on the same (paper,
+figure 3). A second run directory, say with compose.expanded_part=repeat_errors, stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import mean
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from peers.alternate import table
+
+from looptool_jax.config import load_config
+from looptool_jax.data.store import exists, join, read_jsonl, read_samples
+from looptool_jax.evaluation.heldout import evaluate
+from looptool_jax.evaluation.repair import is_right, true_labels
+from looptool_jax.loop.judge import ErrorSeed
+from looptool_jax.loop.pool import ModelPool
+from looptool_jax.loop.run_config import RunConfig
+from looptool_jax.toolcall import Sample
+from looptool_jax.world import validate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR")
+    args = parser.parse_args()
+    passed, novelty, accuracy = [], [], []
+    for run in args.runs:
+        cfg = load_config(join(run, "config.yaml"), [f"run_dir={run}"])
+        labels = true_labels(read_samples(join(run, "seed/pool.jsonl")), join(run, "seed/truth.jsonl"))
+        for round_ in range(1, cfg.rounds + 1):
+            here = join(run, f"round-{round_}")
+            errors = [ErrorSeed.from_json(row).sample for row in read_jsonl(f"{here}/judge/errors.jsonl")]
+            new = list(read_samples(f"{here}/expand/expanded.jsonl"))
+            rejected = [row["tier"] for row in read_jsonl(f"{here}/expand/rejected.jsonl")]
+            valid = [sample for sample in new if not validate(sample)]
+            name = [run, round_]
+            tiers = [rejected.count(tier) for tier in ("parse", "rules", "judge", "duplicate")]
+            passed.append([*name, len(new) + len(rejected), *tiers, len(new), f"{len(valid)} of {len(new)}"])
+            by_id = {sample.id: sample for sample in errors}
+            novelty.append([*name, *distances([(by_id[sample.origin.parent], sample) for sample in new])])
+            known = [sample for sample in errors if sample.id in labels and is_right(sample, sample.target, labels)]
+            grown = {sample.origin.parent for sample in valid}
+            sets = {
+                "new": new,
+                "new, valid": valid,
+                "error seeds": known,
+                "error seeds with valid new ones": [sample for sample in known if sample.id in grown],
+            }
+            for when, folder in (("probed", here), ("next", join(run, f"round-{round_ + 1}"))):
+                if exists(path := join(folder, "train/policy")):
+                    accuracy.append([*name, when, *accuracies(cfg, path, list(sets.values()))])
+    print(
+        table(["run", "round", "written", "unread", "rules", "judge", "duplicates", "accepted", "valid"], text(passed))
+    )
+    print(table(["run", "round", "words of its own", "values of its own", "other functions"], text(novelty)))
+    print(table(["run", "round", "policy", *sets], text(accuracy)))
+
+
+def distances(pairs: Sequence[tuple[Sample, Sample]]) -> list[str]:
+    """Of new samples beside their seeds: the share of the request's words and of the calls' values that the seed does
+    not have, on average, and how many call other functions."""
+    if not pairs:
+        return ["–"] * 3
+    words = [own(requested(new).split(), requested(seed).split()) for seed, new in pairs]
+    values = [own(arguments(new), arguments(seed)) for seed, new in pairs]
+    other = sum({c.name for c in new.target.calls} != {c.name for c in seed.target.calls} for seed, new in pairs)
+    return [f"{mean(words):.0%}", f"{mean(values):.0%}", f"{other} of {len(pairs)}"]
+
+
+def own(new: Sequence[str], seed: Sequence[str]) -> float:
+    return len(set(new) - set(seed)) / max(1, len(set(new)))
+
+
+def requested(sample: Sample) -> str:
+    return " ".join(message.content for message in sample.messages if message.role == "user").casefold()
+
+
+def arguments(sample: Sample) -> list[str]:
+    return [f"{key}={value!r}" for call in sample.target.calls for key, value in call.arguments.items()]
+
+
+def accuracies(cfg: RunConfig, path: str, sets: Sequence[Sequence[Sample]]) -> list[str]:
+    with tempfile.TemporaryDirectory() as out:
+        policy = ModelPool(cfg.mesh, out).lend(replace(cfg.policy, path=path))
+        found = [evaluate(policy, samples, cfg.evaluate, out, lambda _: None) for samples in sets]
+    return [f"{each['accuracy']:.0%} of {each['items']}" if each["items"] else "–" for each in found]
+
+
+def text(rows: Sequence[Sequence[object]]) -> list[list[str]]:
+    return [[str(cell) for cell in row] for row in rows]
+
+
+if __name__ == "__main__":
+    main()
