@@ -38,7 +38,7 @@ class ProbeConfig:
 class Probe:
     """A greedy answer with its outcome. perplexity: exp(-1/L Σ log p(o_i | ...)) over the whole output (Eq. 3),
     the end token and any thinking included; ids: its L tokens. drafted: how many of them came from a draft and were not
-    decoded; near_tie: decoded step by step, for two tokens were nearly equally probable."""
+    decoded; near_tie: decided step by step, for two tokens were nearly equally probable."""
 
     id: str
     answer: str
