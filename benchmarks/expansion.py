@@ -4,8 +4,8 @@
 
 Of the world's runs, whose truth is known. For every round: how many new samples each tier takes out; how far the
 accepted ones are from their seeds; how many execute in the world and follow from their request; the accuracy on them of
-the policy that was probed, beside that on their error seeds; and that of the next round's policy on the same (paper,
-figure 3). A second run directory, say with compose.expanded_part=repeat_errors, stands beside it.
+the policy that was probed, beside that on the error seeds that it answered wrongly though their label is right; and that
+of the next round's policy on the same (paper, figure 3). A second run directory, say with compose.expanded_part=repeat_errors, stands beside it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ def main() -> None:
             passed.append([*name, len(new) + len(rejected), *tiers, len(new), f"{len(valid)} of {len(new)}"])
             by_id = {sample.id: sample for sample in errors}
             novelty.append([*name, *distances([(by_id[sample.origin.parent], sample) for sample in new])])
-            known = [sample for sample in errors if sample.id in labels and is_right(sample, sample.target, labels)]
+            missed = [
+                sample for sample in errors if sample.origin.verdict == "prediction_wrong" and sample.id in labels
+            ]
+            known = [sample for sample in missed if is_right(sample, sample.target, labels)]
             grown = {sample.origin.parent for sample in valid}
             sets = {
                 "new": new,
