@@ -4,8 +4,9 @@
 
 Of the world's runs, whose truth is known. For every round: how many new samples each tier takes out; how far the
 accepted ones are from their seeds; how many execute in the world and follow from their request; the accuracy on them of
-the policy that was probed, beside that on the error seeds that it answered wrongly though their label is right; and that
-of the next round's policy on the same (paper, figure 3). A second run directory, say with compose.expanded_part=repeat_errors, stands beside it.
+the policy that was probed, beside that on the error seeds it answered wrongly though their label is right; and the next
+round's policy on the same (paper, figure 3). A second run directory, say with compose.expanded_part=repeat_errors,
+stands beside it.
 """
 
 from __future__ import annotations
