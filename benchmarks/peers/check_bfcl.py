@@ -1,9 +1,10 @@
 """The released BFCL evaluation: its own reading of a Qwen function-calling model's answers and its own checkers.
 
 Reads `cases.jsonl` of the folder ({category, index, text}, and functions and labels where they are others than the
-row's; of a dialogue {category, index, turns}, the answers of each turn), writes `verdicts.jsonl` ({ok, why}). "crash" is
-a verdict of its own: there the released evaluation ends. A case with a language ({language, type, item, text}) is a text
-to read; `why` is then the value. What only talks to models and servers is not installed; empty modules stand in for it.
+row's; of a dialogue {category, index, turns}, the answers of each turn), writes `verdicts.jsonl` ({ok, why}). "crash"
+is a verdict of its own: there the released evaluation ends. A case with a language ({language, type, item, text}) is a
+text to read; `why` is then the value. What only talks to models and servers is not installed; empty modules stand in
+for it.
 """
 
 from __future__ import annotations

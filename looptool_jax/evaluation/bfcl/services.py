@@ -40,8 +40,8 @@ _CALLED = re.compile(r"\b([a-zA-Z_]\w*)\s*(?=\()")
 _ABSENT = object()
 
 
-def load_services(folder: Path, names: Collection[str]) -> dict[str, type]:
-    """The services' classes by name, from the package around the data `folder` or the installed one.
+def load_service(folder: Path, name: str) -> type:
+    """A service's class, from the package around the data `folder` or the installed one.
 
     Raises DataError naming what is missing and how to install it.
     """
@@ -53,15 +53,13 @@ def load_services(folder: Path, names: Collection[str]) -> dict[str, type]:
     before = sys.modules.get(shared)
     try:
         sys.modules[shared] = _load(sources / f"{_TEXTS}.py", shared)
-        return {name: getattr(_load(sources / f"{FILES[name]}.py", f"{prefix}.{FILES[name]}"), name) for name in names}
+        return getattr(_load(sources / f"{FILES[name]}.py", f"{prefix}.{FILES[name]}"), name)
     except ModuleNotFoundError as error:
-        raise DataError(
-            f"BFCL's services in {sources} need the package {error.name}; install it: pip install 'looptool-jax[bfcl]'"
-        ) from None
-    except AttributeError as error:
+        raise DataError(f"BFCL's {name} needs the package {error.name}: pip install 'looptool-jax[bfcl]'") from None
+    except (AttributeError, ImportError) as error:
         raise DataError(f"{sources}: not the services of bfcl-eval 2026.3.23 ({error})") from None
     finally:
-        del sys.modules[shared]
+        sys.modules.pop(shared, None)
         if before is not None:
             sys.modules[shared] = before
 
@@ -119,13 +117,13 @@ class Session:
             return _error(NameError(f"name '{call.name}' is not defined"))
         return self._reply(call.name, (), call.arguments)
 
-    def run(self, text: str) -> str:
+    def run(self, text: str, exact: bool = False) -> str:
         """What the service replies to a call as the released evaluation writes it, `name(key=literal, ...)`.
 
         Like there, white space between a word and a bracket is lost, in strings too, and inside strings the names of
-        functions in front of a bracket are replaced by another text.
+        functions in front of a bracket are replaced by another text; not if it is `exact`.
         """
-        handled = _CALLED.sub(lambda found: f"{self._handle(found[1])}{found[1]}", text)
+        handled = text if exact else _CALLED.sub(lambda found: f"{self._handle(found[1])}{found[1]}", text)
         try:
             tree = ast.parse(handled.lstrip(" \t"), "<string>", "eval").body
             if not isinstance(tree, ast.Call):
