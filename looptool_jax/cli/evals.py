@@ -118,4 +118,4 @@ def evaluate_bfcl(
             console.table(table.rich())
         if export is not None:
             processes.by_first(lambda: export_results(list(read_jsonl(join(out, "results.jsonl"))), export))
-        console.say(f"{len(rows) + len(dialogues)} rows  -> {out}")
+        console.say(f"Not measured: {', '.join(scores['missing'])}\n{len(rows) + len(dialogues)} rows  -> {out}")
