@@ -93,6 +93,16 @@ class BfclRow:
     target: BfclTarget
 
 
+@dataclass(frozen=True)
+class LabelledLine:
+    """A row and its label as they stand in their files, and where (file:line). label: None where there are none."""
+
+    place: str
+    raw: dict[str, Any]
+    label_place: str
+    label: dict[str, Any] | None
+
+
 def choose_categories(names: Sequence[str]) -> list[Category]:
     """Categories by their names, or by all, single_turn, live, non_live, multi_turn; in the benchmark's order. Raises
     DataError."""
@@ -124,49 +134,45 @@ def read_category(folder: Path, category: Category, limit: int | None = None) ->
     """The first `limit` rows of a single-turn category, or all. Raises DataError naming file and line."""
     assert category.kind != "multi_turn"
     rows = []
-    for place, raw, label_place, answer in labelled_lines(folder, category, limit):
+    for line in labelled_lines(folder, category, limit):
+        raw = line.raw
         try:
             functions, messages = check_functions(raw.get("function")), _messages(raw)
             tools = tuple(_tool(function, category.language) for function in functions)
         except (RecordError, SchemaError) as error:
-            raise DataError(f"{place}: no BFCL row: {error}. {REMEDY}") from None
+            raise DataError(f"{line.place}: no BFCL row: {error}. {REMEDY}") from None
         try:
-            calls = _calls(answer) if category.wants_calls else ()
+            calls = _calls(line.label) if line.label is not None else ()
         except RecordError as error:
-            raise DataError(f"{label_place}: no label of {raw['id']}: {error}. {REMEDY}") from None
+            raise DataError(f"{line.label_place}: no label of {raw['id']}: {error}. {REMEDY}") from None
         target = BfclTarget(category.kind, category.language, functions, calls)
         rows.append(BfclRow(Sample(raw["id"], tools, messages, _reference(target), category=category.name), target))
     return rows
 
 
-def labelled_lines(
-    folder: Path, category: Category, limit: int | None
-) -> list[tuple[str, dict[str, Any], str, dict[str, Any] | None]]:
-    """The first `limit` rows of a category as they stand, or all: place, row with an id, the place of its label and the
-    label (None where the category has none). Raises DataError where the file is empty, or a label is not its row's."""
+def labelled_lines(folder: Path, category: Category, limit: int | None) -> list[LabelledLine]:
+    """The first `limit` rows of a category, or all. Raises DataError where the file is empty, a row has no id or a
+    label is not its row's."""
     file, *label_files = category_files(folder, category)
-    labels: Iterator[tuple[int, Any]] = iter(())
-    if label_files:
-        labels = read_lines(label_files[0])
-    out: list[tuple[str, dict[str, Any], str, dict[str, Any] | None]] = []
+    labels = read_lines(label_files[0]) if label_files else iter(())
+    lines: list[LabelledLine] = []
     for number, raw in read_lines(file):
-        if len(out) == limit:
+        if len(lines) == limit:
             break
-        place = f"{file}:{number}"
         if not isinstance(raw, dict) or not isinstance(raw.get("id"), str):
-            raise DataError(f"{place}: no BFCL row: expected an object with an id. {REMEDY}")
+            raise DataError(f"{file}:{number}: no BFCL row: expected an object with an id. {REMEDY}")
         label_number, label = next(labels, (0, None))
-        label_place = f"{label_files[0]}:{label_number}" if label_number else f"{''.join(map(str, label_files))}"
+        label_place = ":".join(map(str, (*label_files, *([label_number] if label_number else ()))))
         if label_files and (not isinstance(label, dict) or label.get("id") != raw["id"]):
             found = label.get("id") if isinstance(label, dict) else label
             raise DataError(
                 f"{label_place}: no label of {raw['id']}: found {found!r} in its place, and labels are in the order of "
                 f"the rows. {REMEDY}"
             )
-        out.append((place, raw, label_place, label))
-    if not out:
+        lines.append(LabelledLine(f"{file}:{number}", raw, label_place, label))
+    if not lines:
         raise DataError(f"{file}: holds no rows; {REMEDY}")
-    return out
+    return lines
 
 
 def category_files(folder: Path, category: Category) -> list[Path]:
@@ -217,8 +223,8 @@ def check_functions(functions: Any) -> tuple[dict[str, Any], ...]:
     return tuple(functions)
 
 
-def _calls(answer: Any) -> tuple[BfclCall, ...]:
-    wanted = answer.get("ground_truth")
+def _calls(label: dict[str, Any]) -> tuple[BfclCall, ...]:
+    wanted = label.get("ground_truth")
     if not isinstance(wanted, list) or not wanted:
         raise RecordError("ground_truth: expected a list of calls")
     calls = []

@@ -79,24 +79,26 @@ def read_multi_turn(folder: Path, category: Category, limit: int | None = None) 
     services: dict[str, type] = {}
     tools: dict[str, tuple[Tool, ...]] = {}
     rows = []
-    for place, raw, label_place, label in labelled_lines(folder, category, limit):
+    for line in labelled_lines(folder, category, limit):
         try:
-            names = _service_names(raw)
+            names = _service_names(line.raw)
             for name in names:
                 if name not in services:
                     services[name], tools[name] = load_service(folder, name), _tools(folder, name)
-            row = _row(raw, category, {name: services[name] for name in names}, [tools[name] for name in names])
+            row = _row(line.raw, category, {name: services[name] for name in names}, [tools[name] for name in names])
         except RecordError as error:
-            raise DataError(f"{place}: no multi-turn BFCL row: {error}. {REMEDY}") from None
+            raise DataError(f"{line.place}: no multi-turn BFCL row: {error}. {REMEDY}") from None
         try:
             row.session("label")
         except Exception as error:  # the services raise what they like
-            raise DataError(f"{place}: initial_config: the services cannot start from it ({error}). {REMEDY}") from None
-        wanted = label.get("ground_truth") if label else None
+            raise DataError(
+                f"{line.place}: initial_config: the services cannot start from it ({error}). {REMEDY}"
+            ) from None
+        wanted = line.label.get("ground_truth") if line.label else None
         if not isinstance(wanted, list) or not all(_are_strings(calls) for calls in wanted):
-            raise DataError(f"{label_place}: no label of {raw['id']}: expected a list of calls for each turn. {REMEDY}")
+            raise DataError(f"{line.label_place}: no label of {row.id}: expected a list of calls a turn. {REMEDY}")
         if len(wanted) != len(row.turns):
-            raise DataError(f"{label_place}: {len(wanted)} turns instead of the {len(row.turns)} of {raw['id']}")
+            raise DataError(f"{line.label_place}: {len(wanted)} turns instead of the {len(row.turns)} of {row.id}")
         rows.append(replace(row, labels=tuple(map(tuple, wanted))))
     return rows
 
