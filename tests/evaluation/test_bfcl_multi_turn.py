@@ -120,7 +120,7 @@ def test_a_row_and_its_services(base, held_back, tmp_path):
     assert "bfcl_eval.eval_checker.multi_turn_eval.func_source_code.long_context" not in sys.modules
     rows = [row(f"multi_turn_long_context_{i}", said("A")) for i in range(2)]
     [found] = read_multi_turn(write(tmp_path, LONG.name, rows, [[["clear()"]]] * 2), LONG, limit=1)
-    assert found.session("model").instances["TicketAPI"].notes == ["first", "long", "long", "long"]
+    assert found.session().instances["TicketAPI"].notes == ["first", "long", "long", "long"]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_missing_package_is_named(tmp_path):
     ],
 )
 def test_a_call_gets_the_reply_of_the_released_harness(base, text, reply):
-    assert base.session("model").run(text) == reply
+    assert base.session().run(text) == reply
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_call_gets_the_reply_of_the_released_harness(base, text, reply):
     ],
 )  # fmt: skip
 def test_nothing_but_a_call_with_literals_does_anything(base, text):
-    session = base.session("model")
+    session = base.session()
     reply = session.run(text)
     if text != "clear() #":  # a remark is no expression
         assert reply.startswith("Error during execution: ") and session.instances["TicketAPI"].notes == ["first"]
@@ -228,14 +228,12 @@ def one_turn(tmp_path: Path, *labels: list[str]) -> MultiTurnRow:
     return read_multi_turn(write(tmp_path, BASE.name, [raw], [list(labels)]), BASE)[0]
 
 
-def test_brackets_in_strings(tmp_path):
-    """The released harness takes "clear (" for a call, in a string too, and white space before any bracket away."""
-    found = one_turn(tmp_path, ["add(text='Results(draft)')"])
-    spaced = [[block("add", text="Results (draft)"), DONE]]
-    assert match_multi_turn(found, spaced).ok and not match_multi_turn(found, spaced, "fixed").ok
-    found = one_turn(tmp_path, ["add(text='clear(x)')"])
-    same = [[block("add", text="clear(x)"), DONE]]
-    assert not match_multi_turn(found, same).ok and match_multi_turn(found, same, "fixed").ok
+def test_strings_stay_as_they_are(tmp_path):
+    found = one_turn(tmp_path, ["add(text='clear (x)')"])
+    turns = [[block("add", text="clear (x)"), DONE]]
+    assert match_multi_turn(found, turns).ok and match_multi_turn(found, turns, "fixed").ok
+    other = [[block("add", text="clear(x)"), DONE]]
+    assert not match_multi_turn(found, other).ok and not match_multi_turn(found, other, "fixed").ok
 
 
 def test_a_turn_that_wants_nothing_new_needs_no_call(tmp_path):

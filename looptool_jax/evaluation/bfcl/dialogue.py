@@ -52,7 +52,7 @@ def converse(
 class _Dialogue:
     def __init__(self, row: MultiTurnRow) -> None:
         self.row = row
-        self.session = row.session("model")
+        self.session = row.session()
         self.tools = row.tools
         self.messages: list[Message] = []
         self.turns: list[list[str]] = []

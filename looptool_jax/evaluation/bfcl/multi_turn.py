@@ -14,9 +14,6 @@ What mode "bfcl" does (bfcl-eval 2026.3.23), and "fixed" mends:
 - a function that is held back can be called before the user offers it. Fixed: it is not there yet.
 - one row's label calls a function while it is held back. Fixed: that call is not wanted.
 - a turn without a call fails even where earlier calls have done all that it wants. Fixed: state and replies decide.
-- calls are written as Python text, in which white space before brackets is lost and a function's name before a bracket
-  is replaced, also inside strings: "Results (draft)" is stored as "Results(draft)", "sort (asc)" as neither. Fixed:
-  strings stay as they are.
 - an answer is read with a regex that drops broken calls. Fixed: a dialogue with an unreadable answer is wrong.
 - a model that reaches the step limit in the last turn can still pass. Fixed: it is wrong (`evaluate.py`), as is a
   dialogue with an answer that was cut.
@@ -63,10 +60,10 @@ class MultiTurnRow:
     config: Mapping[str, Any]
     labels: tuple[tuple[str, ...], ...]
 
-    def session(self, side: str) -> Session:
+    def session(self) -> Session:
         """The row's services at its start."""
         names = [tool.name for tool in (*self.tools, *(tool for tools in self.added.values() for tool in tools))]
-        return Session(self.services, self.config, names, "long_context" in self.category, side)
+        return Session(self.services, self.config, names, "long_context" in self.category)
 
     def hidden(self, turn: int) -> set[str]:
         """Functions that are not there yet in a turn."""
@@ -89,7 +86,7 @@ def read_multi_turn(folder: Path, category: Category, limit: int | None = None) 
         except RecordError as error:
             raise DataError(f"{line.place}: no multi-turn BFCL row: {error}. {REMEDY}") from None
         try:
-            row.session("label")
+            row.session()
         except Exception as error:  # the services raise what they like
             raise DataError(
                 f"{line.place}: initial_config: the services cannot start from it ({error}). {REMEDY}"
@@ -149,7 +146,7 @@ def match_multi_turn(row: MultiTurnRow, turns: Sequence[Sequence[str]], mode: Bf
     """Compare a dialogue with its row. turns: the answers of each turn, canonical text without think blocks."""
     if len(turns) != len(row.labels):
         return Match(False, f"the dialogue ended in turn {len(turns)} of {len(row.labels)}")
-    model, label = row.session("model"), row.session("label")
+    model, label = row.session(), row.session()
     replies: list[str] = []
     for number, (answers, wanted) in enumerate(zip(turns, row.labels, strict=True)):
         calls, hidden = 0, row.hidden(number) if mode == "fixed" else set()
@@ -163,7 +160,7 @@ def match_multi_turn(row: MultiTurnRow, turns: Sequence[Sequence[str]], mode: Bf
                 found = [model.run(call_text(call)) for call in released_step(answer)]
             calls += len(found)
             replies += found
-        expected = [label.run(text, exact=mode == "fixed") for text in wanted if text.partition("(")[0] not in hidden]
+        expected = [label.run(text) for text in wanted if text.partition("(")[0] not in hidden]
         if mode == "bfcl" and not wanted:
             continue
         if mode == "bfcl" and not calls:

@@ -3,7 +3,8 @@
 Nothing of them comes with the program. Their files are loaded one by one: the package itself would bring a hundred
 others. A call is looked up in a table of the methods that the function documents name; its arguments are literals, read
 and never evaluated. (The released evaluation evaluates a text that is put together from what the model wrote: names of
-Python's own and expressions run there and are errors here.)
+Python's own and expressions run there and are errors here; in strings it takes white space before brackets away, which
+no label has.)
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import ast
 import copy
 import importlib.util
 import json
-import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +36,6 @@ FILES = {
 _SOURCES = "eval_checker/multi_turn_eval/func_source_code"
 _TEXTS = "long_context"  # what the services fill long contexts with
 _STATELESS = ("MathAPI",)
-_CALLED = re.compile(r"\b([a-zA-Z_]\w*)\s*(?=\()")
 _ABSENT = object()
 
 
@@ -87,72 +86,48 @@ class Session:
     """Services of one row at its start, and the methods that can be called.
 
     services: classes by name. config: the row's first state of each. functions: the documented names; no other method
-    can be called. side: whose session it is.
+    can be called.
     """
 
     def __init__(
-        self,
-        services: Mapping[str, type],
-        config: Mapping[str, Any],
-        functions: Collection[str],
-        long_context: bool,
-        side: str,
+        self, services: Mapping[str, type], config: Mapping[str, Any], functions: Collection[str], long_context: bool
     ) -> None:
         self.instances: dict[str, Any] = {}
         self.methods: dict[str, Callable[..., Any]] = {}
-        self._handles: dict[str, str] = {}
         for service, class_ in services.items():
             instance = class_()
             if service not in _STATELESS:
                 instance._load_scenario(copy.deepcopy(config.get(service, {})), long_context=long_context)
             self.instances[service] = instance
-            for name in functions:
-                if callable(method := getattr(instance, name, None)):
-                    self.methods[name] = method
-                    self._handles[name] = f"{side}_{service}_instance"
+            methods = {name: getattr(instance, name, None) for name in functions}
+            self.methods |= {name: method for name, method in methods.items() if callable(method)}
 
     def call(self, call: Call, hidden: Collection[str] = ()) -> str:
         """What the service replies; of a call that fails, the error. hidden: functions that are not there yet."""
         if call.name in hidden:
-            return _error(NameError(f"name '{call.name}' is not defined"))
+            return _error(_unknown(call.name))
         return self._reply(call.name, (), call.arguments)
 
-    def run(self, text: str, exact: bool = False) -> str:
-        """What the service replies to a call as the released evaluation writes it, `name(key=literal, ...)`.
-
-        Like there, white space between a word and a bracket is lost, in strings too, and inside strings the names of
-        functions in front of a bracket are replaced by another text; not if it is `exact`.
-        """
-        handled = text if exact else _CALLED.sub(lambda found: f"{self._handle(found[1])}{found[1]}", text)
+    def run(self, text: str) -> str:
+        """What the service replies to a call as the released evaluation writes it, `name(key=literal, ...)`."""
         try:
-            tree = ast.parse(handled.lstrip(" \t"), "<string>", "eval").body
+            tree = ast.parse(text.lstrip(" \t"), "<string>", "eval").body
             if not isinstance(tree, ast.Call):
                 raise ValueError("not a call")
-            name = self._name(tree.func)
+            if not isinstance(tree.func, ast.Name):
+                roots = (node.id for node in ast.walk(tree.func) if isinstance(node, ast.Name))
+                raise _unknown(next(roots, "?"))
             arguments = {keyword.arg: _literal(keyword.value) for keyword in tree.keywords if keyword.arg}
             if len(arguments) < len(tree.keywords):
                 raise ValueError("not literal arguments")
-            return self._reply(name, [_literal(value) for value in tree.args], arguments)
-        except Exception as error:  # whatever the text is, and as the services raise what they like
+            return self._reply(tree.func.id, [_literal(value) for value in tree.args], arguments)
+        except Exception as error:  # whatever the text is
             return _error(error)
-
-    def _handle(self, name: str) -> str:
-        return f"{self._handles[name]}." if name in self._handles else ""
-
-    def _name(self, function: ast.expr) -> str:
-        """The function's name, its handle taken off."""
-        match function:
-            case ast.Attribute(ast.Name(handle), name) if self._handles.get(name) == handle:
-                return name
-            case ast.Name(name):
-                return name
-        root = next((node.id for node in ast.walk(function) if isinstance(node, ast.Name)), "")
-        raise NameError(f"name '{root}' is not defined")
 
     def _reply(self, name: str, positional: Sequence[Any], arguments: Mapping[str, Any]) -> str:
         try:
             if name not in self.methods:
-                raise NameError(f"name '{name}' is not defined")
+                raise _unknown(name)
             value = self.methods[name](*positional, **arguments)
             if type(value) is str:
                 return value
@@ -178,8 +153,12 @@ def different_state(session: Session, other: Session) -> str:
 
 def _literal(node: ast.expr) -> Any:
     if isinstance(node, ast.Name):
-        raise NameError(f"name '{node.id}' is not defined")
+        raise _unknown(node.id)
     return ast.literal_eval(node)
+
+
+def _unknown(name: str) -> NameError:
+    return NameError(f"name '{name}' is not defined")
 
 
 def _error(error: Exception) -> str:
