@@ -322,11 +322,13 @@ def test_dialogues_that_end_too_soon(base):
 def test_what_no_chat_format_can_write_stays_text(base):
     nan = '<tool_call>\n{"name": "read", "arguments": {"place": NaN}}\n</tool_call>'
     half = '<tool_call>\n{"name": "add", "arguments": {"text": "\\ud83d"}}\n</tool_call>'
+    name = '<tool_call>\n{"name": "\\ud83d", "arguments": {}}\n</tool_call>'
     played = Played({"multi_turn_base_0:0.0": nan, "multi_turn_base_0:0.1": half,
-                     "multi_turn_base_0:0.2": block("read", place=1)})  # fmt: skip
+                     "multi_turn_base_0:0.2": block("read", place=1), "multi_turn_base_0:0.3": name})  # fmt: skip
     converse([base], played.ask)
-    messages = played.asked[3].messages
+    messages = played.asked[4].messages
     assert messages[1] == Message("assistant", nan) and messages[3] == Message("assistant", half)
+    assert messages[7] == Message("assistant", name) and messages[8].content.startswith("Error during execution: ")
     get_format("qwen3").render(messages, base.tools, thinking=False).encode()
 
 

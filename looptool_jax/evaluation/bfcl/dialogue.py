@@ -86,13 +86,13 @@ class _Dialogue:
             else:
                 self._begin_turn()
             return
-        shown = all(_is_json(call.arguments) for call in calls)
+        shown = all(_is_json(call.to_json()) for call in calls)
         self.messages.append(
             Message("assistant", "" if shown else text, tuple(calls) if shown else (), reasoning=reasoning)
         )
         for call in calls:
             reply = self.session.run(call_text(call)).encode("utf-8", "replace").decode("utf-8")
-            self.messages.append(Message("tool", reply, name=call.name))
+            self.messages.append(Message("tool", reply, name=call.name if shown else ""))
         if len(self.turns[-1]) == STEPS:
             self._end("steps")
 
