@@ -388,10 +388,10 @@ def test_results_as_the_released_program_reads_them(tmp_path):
 
 
 def test_the_command_resumes_and_exports(tmp_path):
-    rows = [row(f"multi_turn_base_{i}", said("Forget all notes."), said("Read note 0.")) for i in range(2)]
-    data = write(tmp_path / "bfcl", BASE.name, rows, [[["clear()"], []]] * 2)
+    rows = [row(f"multi_turn_base_{i}", said("Forget all notes.")) for i in range(2)]
+    data = write(tmp_path / "bfcl", BASE.name, rows, [[["clear()"]]] * 2)
     command = ("eval", "bfcl", "--data", str(data), "--categories", "multi_turn_base", "--export", "official", "--out",
-               "out", "evaluate.answers.prompt_tokens=1024")  # fmt: skip
+               "out", "evaluate.answers.prompt_tokens=512")  # fmt: skip
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
