@@ -278,6 +278,7 @@ def cases(folder: Path, mutations: int, seed: int) -> list[Answer]:
     rows = [
         (category, index, row)
         for category in CATEGORIES.values()
+        if category.kind != "multi_turn"
         for index, row in enumerate(read_category(folder, category))
     ]
     out = [(category, index, row, written(right_calls(row)), "right") for category, index, row in rows]

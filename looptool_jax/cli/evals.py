@@ -18,6 +18,7 @@ from looptool_jax.cli.common import (
     finish,
     joined,
     model_pool,
+    results,
     samples_of,
 )
 
@@ -72,33 +73,49 @@ def evaluate_bfcl(
         str | None, typer.Option("--data", "-d", help="Folder with BFCL's files; default: the package bfcl-eval's.")
     ] = None,
     categories: Annotated[
-        str, typer.Option("--categories", help="Names with commas between, or live, non_live, single_turn.")
+        str,
+        typer.Option(
+            "--categories", help="Names with commas between, or all, single_turn, live, non_live, multi_turn."
+        ),
     ] = "single_turn",
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Rows of each category.")] = None,
+    export: Annotated[
+        str | None, typer.Option("--export", help="Folder for result files that `bfcl evaluate` reads.")
+    ] = None,
     config: Config = "quickstart",
     model: Model = None,
     overrides: Overrides = None,
 ) -> None:
-    """Accuracy of a policy on BFCL's single-turn categories; sizes are those of evaluate.answers.
+    """Accuracy of a policy on BFCL's categories; sizes are those of evaluate.answers. Rerun to resume.
 
-    The rows are the user's own copy: pip install --no-deps bfcl-eval, or --data.
+    The rows are the user's own copy: pip install --no-deps bfcl-eval, or --data. Multi-turn rows are played on that
+    copy's services, which need pip install 'looptool-jax[bfcl]'.
 
     \b
     looptool eval bfcl --model trained/policy --out evaluated
-    looptool eval bfcl --config paper_8b --model Qwen/Qwen3-8B --categories live --limit 50 --out evaluated
+    looptool eval bfcl --config paper_8b --model Qwen/Qwen3-8B --categories all --export official --out evaluated
     """
+    from looptool_jax.data.store import join, read_jsonl
     from looptool_jax.evaluation.bfcl import data as bfcl
     from looptool_jax.evaluation.bfcl.evaluate import evaluate
-    from looptool_jax.evaluation.bfcl.scores import NOT_MEASURED
+    from looptool_jax.evaluation.bfcl.export import export_results
+    from looptool_jax.evaluation.bfcl.multi_turn import read_multi_turn
+    from looptool_jax.parallel import processes
     from looptool_jax.report.bfcl import bfcl_tables
 
     cfg = configuration(config, overrides, model)
     chosen, folder = bfcl.choose_categories(categories.split(",")), bfcl.data_folder(data)
-    rows = [row for category in chosen for row in bfcl.read_category(folder, category, limit)]
-    with joined(cfg) as console:
-        with console.stage("eval bfcl"):
-            policy = model_pool(cfg, out).lend(cfg.policy)
-            scores = evaluate(policy, rows, cfg.evaluate.answers, out, console.tokens)
+    single = [category for category in chosen if category.kind != "multi_turn"]
+    rows = [row for category in single for row in bfcl.read_category(folder, category, limit)]
+    several = [category for category in chosen if category.kind == "multi_turn"]
+    dialogues = [row for category in several for row in read_multi_turn(folder, category, limit)]
+    files = [str(file) for category in chosen for file in bfcl.category_files(folder, category)]
+    with results(out, "eval bfcl", cfg, files) as console:
+        policy = model_pool(cfg, out).lend(cfg.policy)
+        console.expect(len(rows) + sum(len(row.turns) for row in dialogues))
+        scores = evaluate(policy, rows, dialogues, cfg.evaluate.answers, out, console.tokens, console.advance)
         for table in bfcl_tables(scores):
             console.table(table.rich())
-        console.say(f"{NOT_MEASURED}\n{len(rows)} answers  -> {out}")
+        if export is not None:
+            processes.by_first(lambda: export_results(list(read_jsonl(join(out, "results.jsonl"))), export))
+        console.say(f"Not measured: {', '.join(scores['missing'])}\n{len(rows) + len(dialogues)} rows  -> {out}")

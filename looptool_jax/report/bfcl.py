@@ -13,12 +13,12 @@ def bfcl_tables(scores: dict[str, Any]) -> list[Table]:
     categories, averages = scores["categories"], scores["averages"]
     partial = any(part["rows"] < CATEGORIES[name].rows for name, part in categories.items())
     by_category = Table(
-        "BFCL, single turn",
+        "BFCL",
         ["category", "rows", "bfcl", "fixed", "unreadable", "truncated", "prompt too long"],
         [
             [
                 name, str(part["rows"]), _percent(part["accuracy"]), _percent(part["fixed"]),
-                *(str(part[key]) for key in ("unreadable", "truncated", "unanswered")),
+                *(_percent(part[key] / part["rows"]) for key in ("unreadable", "truncated", "unanswered")),
             ]
             for name, part in categories.items()
         ],
@@ -29,7 +29,7 @@ def bfcl_tables(scores: dict[str, Any]) -> list[Table]:
         "Averages",
         ["", "bfcl", "fixed"],
         [[name, _percent(value), _percent(averages["fixed"][name])] for name, value in averages["bfcl"].items()],
-        "– : categories are missing.",
+        "– : a category of it is not measured. Missing as 0: what bfcl evaluate prints.",
     )
     return [by_category, average]
 

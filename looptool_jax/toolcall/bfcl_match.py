@@ -123,16 +123,23 @@ def released_calls(response: str) -> list[Call] | None:
     None where a block's JSON is no call, which ends the reading.
     """
     calls = []
-    for block in _BLOCK.findall(response.split("</think>")[-1]):
-        try:
-            raw = json.loads(block)
-        except (ValueError, RecursionError):
-            continue
+    for raw in released_blocks(response):
         name = raw.get("name") if isinstance(raw, dict) else None
         if not isinstance(name, str) or not isinstance(raw.get("arguments"), dict):
             return None
         calls.append(Call(name, raw["arguments"]))
     return calls
+
+
+def released_blocks(response: str) -> list[Any]:
+    """The JSON values of an answer's blocks as the released evaluation finds them, those of broken JSON left out."""
+    values = []
+    for block in _BLOCK.findall(response.split("</think>")[-1]):
+        try:
+            values.append(json.loads(block))
+        except (ValueError, RecursionError):
+            continue
+    return values
 
 
 def _pair_off_greedily(reasons: list[list[str]]) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from looptool_jax.data.store import DataError, read_jsonl
 from looptool_jax.evaluation.bfcl import data as bfcl
 from looptool_jax.evaluation.bfcl.evaluate import evaluate, summary
-from looptool_jax.evaluation.bfcl.scores import averages
+from looptool_jax.evaluation.bfcl.scores import averages, official_overall
 from looptool_jax.inference.answers import Answer, AnswerConfig
 from looptool_jax.report.bfcl import bfcl_tables
 from looptool_jax.toolcall import BfclCall, Call, Message, Target, get_format, match_bfcl_calls
@@ -153,8 +153,12 @@ def test_the_installed_package_is_found_and_not_imported(tmp_path, monkeypatch):
 def test_categories_by_name_and_by_group():
     names = [category.name for category in bfcl.choose_categories(["live", "multiple"])]
     assert names == ["multiple", *(name for name in bfcl.CATEGORIES if name.startswith("live_"))]
-    assert len(bfcl.choose_categories(["single_turn"])) == 13
-    assert sum(category.rows for category in bfcl.CATEGORIES.values()) == 3641
+    single = bfcl.choose_categories(["single_turn"])
+    assert len(single) == 13 and sum(category.rows for category in single) == 3641
+    several = bfcl.choose_categories(["multi_turn"])
+    assert [category.group for category in several] == ["multi_turn"] * 4
+    assert bfcl.choose_categories(["all"]) == [*single, *several] == list(bfcl.CATEGORIES.values())
+    assert {category.group for category in single} == {"live", "non_live"}
     with pytest.raises(DataError, match="'multi' is not known"):
         bfcl.choose_categories(["multi"])
 
@@ -163,21 +167,28 @@ def test_averages_of_v3_and_v4():
     accuracy = {
         "simple_python": 0.9, "simple_java": 0.6, "simple_javascript": 0.3, "multiple": 0.8, "parallel": 0.7,
         "parallel_multiple": 0.5, "irrelevance": 0.4, "live_simple": 1.0, "live_multiple": 0.5, "live_parallel": 0.0,
-        "live_parallel_multiple": 0.25, "live_irrelevance": 0.8, "live_relevance": 1.0,
+        "live_parallel_multiple": 0.25, "live_irrelevance": 0.8, "live_relevance": 1.0, "multi_turn_base": 0.4,
+        "multi_turn_miss_func": 0.2, "multi_turn_miss_param": 0.1, "multi_turn_long_context": 0.3,
     }  # fmt: skip
     rows = {name: category.rows for name, category in bfcl.CATEGORIES.items()}
     found = averages(accuracy, rows)
-    assert found == pytest.approx({
-        "v3 Non-Live": (0.6 + 0.8 + 0.7 + 0.5 + 0.4) / 5,
-        "v3 Live": (258 + 526.5 + 6 + 0.8 * 884 + 16) / 2251,
-        "v4 Non-Live": (0.6 + 0.8 + 0.7 + 0.5) / 4,
-        "v4 Live": (258 + 526.5 + 6) / 1351,
-        "v4 Irrelevance": 0.6,
-    })  # fmt: skip
-    del accuracy["simple_java"], accuracy["live_relevance"]
+    v3 = [(0.6 + 0.8 + 0.7 + 0.5 + 0.4) / 5, (258 + 526.5 + 6 + 0.8 * 884 + 16) / 2251, 0.25]
+    v4 = [(0.6 + 0.8 + 0.7 + 0.5) / 4, (258 + 526.5 + 6) / 1351, 0.6, 0.25]
+    names = ["v3 Non-Live", "v3 Live", "v3 Multi-Turn", "v3 Overall",
+             "v4 Non-Live", "v4 Live", "v4 Irrelevance", "v4 Multi-Turn", "v4 Agentic", "v4 Overall"]  # fmt: skip
+    assert list(found) == names
+    assert list(found.values())[:8] == pytest.approx([*v3, sum(v3) / 3, *v4])
+    assert found["v4 Agentic"] is None and found["v4 Overall"] is None, "agentic is not measured"
+    official = 0.1 * v4[0] + 0.1 * v4[1] + 0.1 * v4[2] + 0.3 * v4[3]
+    assert official_overall(accuracy, rows) == pytest.approx(official)
+    del accuracy["simple_java"], accuracy["live_relevance"], rows["simple_java"], rows["live_relevance"]
     assert [name for name, value in averages(accuracy, rows).items() if value is None] == [
-        "v3 Non-Live", "v3 Live", "v4 Non-Live"
+        "v3 Non-Live", "v3 Live", "v3 Overall", "v4 Non-Live", "v4 Agentic", "v4 Overall"
     ]  # fmt: skip
+    assert official_overall(accuracy, rows) == pytest.approx(official - 0.1 * 0.2 / 4), "simple_java counts as 0"
+    del accuracy["live_multiple"], rows["live_multiple"]
+    live = 0.1 * (v4[1] - (258 + 6) / 1351)
+    assert official_overall(accuracy, rows) == pytest.approx(official - 0.1 * 0.2 / 4 - live), "with all of its rows"
 
 
 class Scripted:
@@ -201,7 +212,9 @@ def test_answers_are_scored_and_written(tmp_path):
             for found in bfcl.read_category(tmp_path, bfcl.CATEGORIES[name])]  # fmt: skip
     right = get_format("qwen3").render_target(rows[0].sample.target)
     policy = Scripted((right, "stop"), (right, "length"), ("No.", "stop"), ("<tool_call>\n{", "stop"))
-    scores = evaluate(policy, rows, AnswerConfig(prompt_tokens=100), str(tmp_path / "out"), lambda tokens: None)
+    done = []
+    scores = evaluate(policy, rows, [], AnswerConfig(100), str(tmp_path / "out"), lambda tokens: None, done.append)
+    assert done == [5]
     assert scores["categories"] == {
         "simple_python": {"rows": 4, "accuracy": 0.5, "fixed": 0.25, "unreadable": 0, "truncated": 1, "unanswered": 1},
         "irrelevance": {"rows": 1, "accuracy": 1.0, "fixed": 0.0, "unreadable": 1, "truncated": 0, "unanswered": 0},
@@ -215,8 +228,12 @@ def test_answers_are_scored_and_written(tmp_path):
     assert json.loads((tmp_path / "out" / "scores.json").read_text()) == scores == summary(results)
     by_category, average = bfcl_tables(scores)
     assert list(by_category.rows[0][:4]) == ["simple_python", "4", "50.0%", "25.0%"]
+    assert by_category.rows[1][4] == "100.0%", "of unreadable answers beside irrelevance"
     assert "no leaderboard figure" in by_category.note
-    assert all(set(line[1:]) == {"–"} for line in average.rows)
+    assert "live_simple" in scores["missing"] and scores["missing"][-1] == "agentic" and len(scores["missing"]) == 16
+    *others, official = average.rows
+    assert all(set(line[1:]) == {"–"} for line in others)
+    assert official == ["v4 Overall, missing as 0", f"{0.1 * 0.5 / 12 + 0.1 * 1 / 2:.1%}", f"{0.1 * 0.25 / 12:.1%}"]
 
 
 def as_bfcl(schema: dict[str, Any]) -> dict[str, Any]:
@@ -250,7 +267,7 @@ def test_the_command_on_the_embedded_model(tmp_path):
     result = looptool("eval", "bfcl", "--data", "data", "--categories", "multiple,live_multiple", "--out", "out",
                       "--limit", "5", "evaluate.answers.prompt_tokens=512", cwd=tmp_path)  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "Not measured: Multi-Turn" in result.stdout and "live_multiple" in result.stdout
+    assert "Not measured: simple_python, simple_java" in result.stdout and "live_multiple" in result.stdout
     results = list(read_jsonl(tmp_path / "out" / "results.jsonl"))
     right = {
         name: [row["correct"] for row in results if row["category"] == name] for name in ("multiple", "live_multiple")
@@ -264,7 +281,7 @@ def test_the_command_on_the_embedded_model(tmp_path):
 def test_mistakes_are_one_line(tmp_path):
     for args, word in (
         (["--data", "nowhere"], "nowhere: no such folder"),
-        (["--data", ".", "--categories", "multi_turn"], "'multi_turn' is not known"),
+        (["--data", ".", "--categories", "agentic"], "'agentic' is not known"),
         (["--data", "."], "neither BFCL_v4_simple_python.json"),
     ):
         result = looptool("eval", "bfcl", *args, "--out", "out", cwd=tmp_path)

@@ -1,4 +1,5 @@
-"""BFCL's single-turn rows, read from a folder that the user has: nothing of the benchmark comes with the program.
+"""BFCL's categories, and its single-turn rows read from a folder that the user has: nothing of the benchmark comes with
+the program. Rows of several turns are read in `multi_turn.py`.
 
 Files (JSON lines, whatever their ending): `BFCL_v4_CATEGORY.json` or `BFCL_v3_CATEGORY.json`, labels of the same name
 in `possible_answer/`, in the same order. v3 has the same rows but for a few labels; its simple categories have other
@@ -12,7 +13,7 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from looptool_jax.data.store import DataError, parse_json
 from looptool_jax.toolcall import (
@@ -40,7 +41,7 @@ class Category:
     """live: made of users' prompts. rows: how many the benchmark has (bfcl-eval 2026.3.23)."""
 
     name: str
-    kind: BfclKind
+    kind: BfclKind | Literal["multi_turn"]
     live: bool
     rows: int
 
@@ -52,6 +53,11 @@ class Category:
     @property
     def wants_calls(self) -> bool:
         return self.kind not in ("irrelevance", "relevance")
+
+    @property
+    def group(self) -> str:
+        """Where the benchmark keeps its results: live, non_live or multi_turn."""
+        return "multi_turn" if self.kind == "multi_turn" else "live" if self.live else "non_live"
 
 
 CATEGORIES = {
@@ -70,6 +76,10 @@ CATEGORIES = {
         Category("live_parallel_multiple", "parallel", True, 24),
         Category("live_irrelevance", "irrelevance", True, 884),
         Category("live_relevance", "relevance", True, 16),
+        Category("multi_turn_base", "multi_turn", False, 200),
+        Category("multi_turn_miss_func", "multi_turn", False, 200),
+        Category("multi_turn_miss_param", "multi_turn", False, 200),
+        Category("multi_turn_long_context", "multi_turn", False, 200),
     )
 }
 
@@ -83,13 +93,23 @@ class BfclRow:
     target: BfclTarget
 
 
+@dataclass(frozen=True)
+class LabelledLine:
+    """A row and its label as they stand in their files, and where (file:line). label: None where there are none."""
+
+    place: str
+    raw: dict[str, Any]
+    label_place: str
+    label: dict[str, Any] | None
+
+
 def choose_categories(names: Sequence[str]) -> list[Category]:
-    """Categories by their names, or by live, non_live, single_turn; in the benchmark's order. Raises DataError."""
-    groups = {
-        "single_turn": list(CATEGORIES),
-        "live": [name for name, category in CATEGORIES.items() if category.live],
-        "non_live": [name for name, category in CATEGORIES.items() if not category.live],
-    }
+    """Categories by their names, or by all, single_turn, live, non_live, multi_turn; in the benchmark's order. Raises
+    DataError."""
+    groups = {"all": list(CATEGORIES)}
+    groups["single_turn"] = [name for name, category in CATEGORIES.items() if category.kind != "multi_turn"]
+    for group in ("live", "non_live", "multi_turn"):
+        groups[group] = [name for name, category in CATEGORIES.items() if category.group == group]
     for name in names:
         if name not in groups and name not in CATEGORIES:
             raise DataError(f"--categories: {name!r} is not known; there are {', '.join((*groups, *CATEGORIES))}")
@@ -111,45 +131,66 @@ def data_folder(given: str | None) -> Path:
 
 
 def read_category(folder: Path, category: Category, limit: int | None = None) -> list[BfclRow]:
-    """The first `limit` rows of a category, or all. Raises DataError naming file and line."""
-    file = _file(folder, category)
-    labels: Iterator[tuple[int, Any]] = iter(())
-    label_file = file.parent / "possible_answer" / file.name
-    if category.wants_calls:
-        if not label_file.is_file():
-            raise DataError(f"{label_file}: no such file; it has the labels of {file.name}. {REMEDY}")
-        labels = _lines(label_file)
-    rows: list[BfclRow] = []
-    for number, raw in _lines(file):
-        if len(rows) == limit:
-            break
-        answer_number, answer = next(labels, (0, None))
+    """The first `limit` rows of a single-turn category, or all. Raises DataError naming file and line."""
+    assert category.kind != "multi_turn"
+    rows = []
+    for line in labelled_lines(folder, category, limit):
+        raw = line.raw
         try:
-            functions, messages = _functions(raw), _messages(raw)
+            functions, messages = check_functions(raw.get("function")), _messages(raw)
             tools = tuple(_tool(function, category.language) for function in functions)
         except (RecordError, SchemaError) as error:
-            raise DataError(f"{file}:{number}: no BFCL row: {error}. {REMEDY}") from None
+            raise DataError(f"{line.place}: no BFCL row: {error}. {REMEDY}") from None
         try:
-            calls = _calls(answer, raw["id"]) if category.wants_calls else ()
+            calls = _calls(line.label) if line.label is not None else ()
         except RecordError as error:
-            place = f"{label_file}:{answer_number}" if answer else f"{label_file}"
-            raise DataError(f"{place}: no label of {raw['id']}: {error}. {REMEDY}") from None
+            raise DataError(f"{line.label_place}: no label of {raw['id']}: {error}. {REMEDY}") from None
         target = BfclTarget(category.kind, category.language, functions, calls)
         rows.append(BfclRow(Sample(raw["id"], tools, messages, _reference(target), category=category.name), target))
-    if not rows:
-        raise DataError(f"{file}: holds no rows; {REMEDY}")
     return rows
 
 
-def _file(folder: Path, category: Category) -> Path:
+def labelled_lines(folder: Path, category: Category, limit: int | None) -> list[LabelledLine]:
+    """The first `limit` rows of a category, or all. Raises DataError where the file is empty, a row has no id or a
+    label is not its row's."""
+    file, *label_files = category_files(folder, category)
+    labels = read_lines(label_files[0]) if label_files else iter(())
+    lines: list[LabelledLine] = []
+    for number, raw in read_lines(file):
+        if len(lines) == limit:
+            break
+        if not isinstance(raw, dict) or not isinstance(raw.get("id"), str):
+            raise DataError(f"{file}:{number}: no BFCL row: expected an object with an id. {REMEDY}")
+        label_number, label = next(labels, (0, None))
+        label_place = ":".join(map(str, (*label_files, *([label_number] if label_number else ()))))
+        if label_files and (not isinstance(label, dict) or label.get("id") != raw["id"]):
+            found = label.get("id") if isinstance(label, dict) else label
+            raise DataError(
+                f"{label_place}: no label of {raw['id']}: found {found!r} in its place, and labels are in the order of "
+                f"the rows. {REMEDY}"
+            )
+        lines.append(LabelledLine(f"{file}:{number}", raw, label_place, label))
+    if not lines:
+        raise DataError(f"{file}: holds no rows; {REMEDY}")
+    return lines
+
+
+def category_files(folder: Path, category: Category) -> list[Path]:
+    """The file of a category's rows, and that of its labels where it has any. Raises DataError where one is missing."""
     names = [f"BFCL_v4_{category.name}.json", f"BFCL_v3_{_V3_NAMES.get(category.name, category.name)}.json"]
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise DataError(f"{folder}: neither {names[0]} nor {names[1]} is here; {REMEDY}")
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        raise DataError(f"{folder}: neither {names[0]} nor {names[1]} is here; {REMEDY}")
+    if not category.wants_calls:
+        return [file]
+    labels = file.parent / "possible_answer" / file.name
+    if not labels.is_file():
+        raise DataError(f"{labels}: no such file; it has the labels of {file.name}. {REMEDY}")
+    return [file, labels]
 
 
-def _lines(file: Path) -> Iterator[tuple[int, Any]]:
+def read_lines(file: Path) -> Iterator[tuple[int, Any]]:
+    """The JSON values of a file with their line numbers. Raises DataError naming file and line."""
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         if line.strip():
             try:
@@ -165,11 +206,8 @@ def _messages(raw: dict[str, Any]) -> tuple[Message, ...]:
     return tuple(Message.from_json(message) for message in turns[0])
 
 
-def _functions(raw: Any) -> tuple[dict[str, Any], ...]:
-    """The function documents as they stand, checked as far as the matcher relies on them."""
-    if not isinstance(raw, dict) or not isinstance(raw.get("id"), str):
-        raise RecordError("expected an object with an id")
-    functions = raw.get("function")
+def check_functions(functions: Any) -> tuple[dict[str, Any], ...]:
+    """The function documents as they stand, checked as far as the program relies on them. Raises RecordError."""
     if not isinstance(functions, list):
         raise RecordError("function: expected a list of function documents")
     for function in functions:
@@ -185,11 +223,8 @@ def _functions(raw: Any) -> tuple[dict[str, Any], ...]:
     return tuple(functions)
 
 
-def _calls(answer: Any, id_: str) -> tuple[BfclCall, ...]:
-    if not isinstance(answer, dict) or answer.get("id") != id_:
-        found = answer.get("id") if isinstance(answer, dict) else answer
-        raise RecordError(f"found {found!r} in its place, and labels are in the order of the rows")
-    wanted = answer.get("ground_truth")
+def _calls(label: dict[str, Any]) -> tuple[BfclCall, ...]:
+    wanted = label.get("ground_truth")
     if not isinstance(wanted, list) or not wanted:
         raise RecordError("ground_truth: expected a list of calls")
     calls = []
