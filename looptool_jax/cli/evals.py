@@ -41,6 +41,7 @@ def evaluate() -> None:
     \b
     looptool eval --data heldout.jsonl --model trained/policy --out evaluated
     looptool eval bfcl --model trained/policy --out evaluated
+    looptool eval acebench --data ACEBench --model trained/policy --out evaluated
     """
 
 
@@ -100,5 +101,42 @@ def evaluate_bfcl(
             policy = model_pool(cfg, out).lend(cfg.policy)
             scores = evaluate(policy, rows, cfg.evaluate.answers, out, console.tokens)
         for table in bfcl_tables(scores):
+            console.table(table.rich())
+        console.say(f"{NOT_MEASURED}\n{len(rows)} answers  -> {out}")
+
+
+@evals.command("acebench")
+def evaluate_acebench(
+    out: Out,
+    data: Annotated[str, typer.Option("--data", "-d", help="Checkout of ACEBench, or the folder of its English data.")],
+    categories: Annotated[
+        str, typer.Option("--categories", help="Names with commas between, or normal, special, all.")
+    ] = "all",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Rows of each category.")] = None,
+    config: Config = "quickstart",
+    model: Model = None,
+    overrides: Overrides = None,
+) -> None:
+    """Accuracy of a policy on ACEBench's Normal and Special categories (English); sizes are those of evaluate.answers.
+
+    The rows are the user's own checkout of ACEBench/ACEBench.
+
+    \b
+    looptool eval acebench --data ACEBench --model trained/policy --out evaluated
+    looptool eval acebench --data ACEBench --config paper_8b --model Qwen/Qwen3-8B --categories special --out evaluated
+    """
+    from looptool_jax.evaluation.acebench import data as acebench
+    from looptool_jax.evaluation.acebench.evaluate import evaluate
+    from looptool_jax.evaluation.acebench.scores import NOT_MEASURED
+    from looptool_jax.report.acebench import acebench_tables
+
+    cfg = configuration(config, overrides, model)
+    chosen, folder = acebench.choose_categories(categories.split(",")), acebench.data_folder(data)
+    rows = [row for category in chosen for row in acebench.read_category(folder, category, limit)]
+    with joined(cfg) as console:
+        with console.stage("eval acebench"):
+            policy = model_pool(cfg, out).lend(cfg.policy)
+            scores = evaluate(policy, rows, cfg.evaluate.answers, out, console.tokens)
+        for table in acebench_tables(scores):
             console.table(table.rich())
         console.say(f"{NOT_MEASURED}\n{len(rows)} answers  -> {out}")
