@@ -4,7 +4,7 @@
 
 DIR is a checkout of ACEBench/ACEBench at commit 56dd66c; its scorer runs in a process of its own, on its own rows. The
 answers are the label of each Normal and Special row, and seeded mutations of labels: other values and types, arguments
-dropped, added and renamed, functions renamed, calls reordered, dropped and doubled, text broken. A third is held against
+dropped, added and renamed, functions renamed, calls reordered, dropped and doubled, text broken. A third is against
 rows whose labels or documents are changed too, for rules that the benchmark's own rows do not need.
 """
 
