@@ -23,7 +23,8 @@ def acebench_tables(scores: dict[str, Any]) -> list[Table]:
             for name, part in categories.items()
         ],
         "official: the released verdict; fixed: a fair one; ceiling: the labels themselves under the released rules. "
-        "Multi-turn counts dialogues." + (" Not all rows of every category: no leaderboard figure." if partial else ""),
+        f"Multi-turn counts dialogues.{_milestones(categories)}"
+        + (" Not all rows of every category: no leaderboard figure." if partial else ""),
     )  # fmt: skip
     average = Table(
         "Averages",
@@ -32,3 +33,9 @@ def acebench_tables(scores: dict[str, Any]) -> list[Table]:
         "– : categories are missing.",
     )
     return [by_category, average]
+
+
+def _milestones(categories: dict[str, dict[str, Any]]) -> str:
+    found = [f" {name}: {percent(part['milestones'])} of milestones met." for name, part in categories.items()
+             if "milestones" in part]  # fmt: skip
+    return "".join(found)

@@ -1,5 +1,5 @@
-"""ACEBench's Normal and Special rows (English), read from a checkout that the user has: nothing of it comes with the
-program.
+"""ACEBench's rows (English), read from a checkout that the user has: nothing of it comes with the program. Those of
+Agent are read by `agent`.
 
 Files (JSON lines): `data_CATEGORY.json` and `possible_answer/data_CATEGORY.json`, in the same order, in
 `data_all/data_en` of a checkout (commit 56dd66c of October 2025 has the latest labels) or in the folder that is given.
@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from looptool_jax.data.benchmarks import split_turns
 from looptool_jax.data.store import DataError, parse_json
@@ -61,10 +61,11 @@ _SPECIAL = (
 
 @dataclass(frozen=True)
 class Category:
-    """kind: what its rows want. rows: how many the benchmark has. dialogue: rows are steps, scored by dialogue."""
+    """kind: what its rows want; agent rows want a state. rows: how many the benchmark has. dialogue: rows are steps,
+    scored by dialogue."""
 
     name: str
-    kind: AceKind
+    kind: AceKind | Literal["agent"]
     rows: int
     dialogue: bool = False
 
@@ -73,6 +74,7 @@ class Category:
         return self.name.partition("_")[0]
 
 
+GROUPS = ("normal", "special", "agent")
 CATEGORIES = {
     category.name: category
     for category in (
@@ -91,6 +93,7 @@ CATEGORIES = {
         Category("special_incomplete", "incomplete", 50),
         Category("special_error_param", "error_param", 50),
         Category("special_irrelevant", "irrelevant", 50),
+        Category("agent_multi_step", "agent", 20),
     )
 }
 
@@ -106,10 +109,10 @@ class AceRow:
 
 
 def choose_categories(names: Sequence[str]) -> list[Category]:
-    """Categories by their names, or by normal, special, all; in the benchmark's order. Raises DataError."""
+    """Categories by their names, or by normal, special, agent, all; in the benchmark's order. Raises DataError."""
     groups = {
         "all": list(CATEGORIES),
-        **{group: [name for name in CATEGORIES if name.startswith(f"{group}_")] for group in ("normal", "special")},
+        **{group: [name for name in CATEGORIES if name.startswith(f"{group}_")] for group in GROUPS},
     }
     for name in names:
         if name not in groups and name not in CATEGORIES:
@@ -127,20 +130,21 @@ def data_folder(given: str) -> Path:
 
 
 def read_category(folder: Path, category: Category, limit: int | None = None) -> list[AceRow]:
-    """The first `limit` rows of a category, or all. Raises DataError naming file and line."""
+    """The first `limit` rows of a Normal or Special category, or all. Raises DataError naming file and line."""
+    assert category.kind != "agent"
     file = folder / f"data_{category.name}.json"
     label_file = folder / "possible_answer" / file.name
     for needed in (file, label_file):
         if not needed.is_file():
             raise DataError(f"{needed}: no such file; {REMEDY}")
-    labels = _lines(label_file)
+    labels = read_lines(label_file)
     rows: list[AceRow] = []
-    for number, raw in _lines(file):
+    for number, raw in read_lines(file):
         if len(rows) == limit:
             break
         label_number, answer = next(labels, (0, None))
         try:
-            id_, functions = _read_row(raw)
+            id_, functions = read_functions(raw)
             tools = tuple(normalise_tool(_document(function)) for function in functions)
             messages = (Message("system", _system(raw, category)), *_messages(raw["question"]))
         except (RecordError, SchemaError) as error:
@@ -178,7 +182,8 @@ def gold_text(target: AceTarget) -> str:
     )
 
 
-def _lines(file: Path) -> Iterator[tuple[int, Any]]:
+def read_lines(file: Path) -> Iterator[tuple[int, Any]]:
+    """The values of a file of JSON lines with their lines' numbers. Raises DataError."""
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         if line.strip():
             try:
@@ -187,8 +192,9 @@ def _lines(file: Path) -> Iterator[tuple[int, Any]]:
                 raise DataError(f"{file}:{number}: {error}; {REMEDY}") from None
 
 
-def _read_row(raw: Any) -> tuple[str, tuple[dict[str, Any], ...]]:
-    """The id and the function documents as they stand, checked as far as the matcher relies on them."""
+def read_functions(raw: Any) -> tuple[str, tuple[dict[str, Any], ...]]:
+    """A row's id and its function documents as they stand, checked as far as the matcher relies on them. Raises
+    RecordError."""
     if not isinstance(raw, dict) or not isinstance(raw.get("id"), str) or not isinstance(raw.get("question"), str):
         raise RecordError("expected an object with an id and a question")
     functions = raw.get("function")

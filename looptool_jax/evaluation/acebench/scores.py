@@ -1,4 +1,4 @@
-"""ACEBench's averages, as far as Normal and Special go (commit 56dd66c; paper, appendix E).
+"""ACEBench's averages; Agent's would need multi-turn too (commit 56dd66c; paper, appendix E).
 
 Overall = 0.578 Normal + 0.2676 Special + 0.1545 Agent, each the plain mean of its categories. A multi-turn category
 counts dialogues: one is right if all of its steps are.
@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 
 from looptool_jax.evaluation.acebench.data import CATEGORIES, Category
 
-NOT_MEASURED = "Not measured: Agent (15 % of the overall score); so there is no overall score."
+NOT_MEASURED = (
+    "Not measured: Agent multi-turn, which needs a second model as the user; "
+    "so there is no average of Agent (15 % of the overall score) and no overall score."
+)
 
 
 def accuracy(category: Category, ids: Sequence[str], correct: Sequence[bool]) -> float:
