@@ -252,6 +252,10 @@ def test_the_command_on_the_embedded_model(tmp_path):
     assert right["normal_similar_api"] == [False] * 5
     answers = [row["answer"] for row in results]
     assert answers[:5] == answers[5:], "the same prompts"
-    for args, word in ((["--data", "nowhere"], "nowhere: no data"), (["--data", "data"], "no such file; give --data")):
+    for args, word in (
+        (["--data", "nowhere"], "nowhere: no data"),
+        (["--data", "data"], "no such file; give --data"),
+        (["--data", "data", "--categories", "agent"], "data: the scenarios of agent_multi_step are not here"),
+    ):
         failed = looptool("eval", "acebench", *args, "--out", "out", cwd=tmp_path)
         assert failed.returncode == 2 and len(failed.stderr.strip().splitlines()) == 1 and word in failed.stderr

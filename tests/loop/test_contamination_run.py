@@ -95,3 +95,11 @@ def test_a_run_says_what_it_is_not_checked_against(tmp_path, capsys, monkeypatch
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2 and said[0].startswith("data is not checked against bfcl: no copy of it is here; pip install")
     assert list(read_jsonl(run.path(BENCHMARKS))) == []
+
+
+def test_off_is_a_setting(tmp_path):
+    cfg = load_config("micro", ["contamination.bfcl=off", "contamination.acebench=mine"])
+    assert (cfg.contamination.bfcl, cfg.contamination.acebench) == ("off", "mine")
+    (tmp_path / "own.yaml").write_text("contamination: {bfcl: off, action: report}")
+    cfg = load_config(str(tmp_path / "own.yaml"))
+    assert (cfg.contamination.bfcl, cfg.contamination.action) == ("off", "report")

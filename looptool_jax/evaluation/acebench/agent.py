@@ -119,6 +119,7 @@ def scenario_classes(folder: Path) -> dict[str, type] | None:
 
     Raises DataError for a file that cannot be imported.
     """
+    folder = folder.resolve()
     checkout = next((place for place in (folder, *folder.parents) if (place / _SCENARIOS).is_dir()), None)
     if checkout is None:
         return None
