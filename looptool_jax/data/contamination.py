@@ -177,16 +177,16 @@ def words(text: str) -> list[str]:
 
 def fingerprint(benchmark: str, sha256: str, rows: Iterable[BenchmarkRow]) -> Fingerprint:
     """The hashes of a benchmark's rows. A tool stands with the first row that has it; of several turns the whole has no
-    8-grams, for its turns have them."""
+    8-grams, for its turns have them. What has no word is no request."""
     out = Fingerprint(benchmark, sha256)
     tools: dict[int, ToolPrint] = {}
     for row in rows:
         out.rows += bool(row.requests)
         turns = [_request_print(row.id, text) for text in dict.fromkeys(row.requests)]
         if len(row.requests) > 1:
-            out.requests.append(replace(_request_print(row.id, "\n".join(row.requests)), grams=()))
-            turns = [turn for turn in turns if turn.words >= N]
-        out.requests += turns
+            whole = replace(_request_print(row.id, "\n".join(row.requests)), grams=())
+            turns = [whole, *(turn for turn in turns if turn.words >= N)]
+        out.requests += [turn for turn in turns if turn.words]
         for tool in row.tools:
             found = _tool_print(row.id, tool)
             tools.setdefault(found.same, found)

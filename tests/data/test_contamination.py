@@ -104,6 +104,15 @@ def test_turns_of_a_row(tmp_path):
     assert found(short, sample("Yes."), tmp_path) == []
 
 
+def test_what_has_no_word_matches_nothing(tmp_path):
+    for request in ("", "???", " \n"):
+        assert found(bfcl_row("r", request), sample(""), tmp_path) == []
+        assert found(bfcl_row("r", request, "!"), sample("?", "!"), tmp_path) == []
+    assert (
+        found(bfcl_row("r", SHORT), Sample("s", (), (Message("system", SHORT),), Target((Call("f"),))), tmp_path) == []
+    )
+
+
 def overlap_by_definition(request: str, texts: Sequence[str], n: int = 8) -> float:
     """The share of a request's words that lie in an 8-gram of a text, word by word."""
     wanted, seen = words(request), [words(text) for text in texts]
@@ -267,7 +276,7 @@ BFCL = installed_folder("bfcl_eval")
 def test_every_row_of_bfcl_is_found_and_20000_samples_take_seconds():
     prints, _ = fingerprints(ContaminationConfig(acebench="off"))
     files = benchmarks.benchmark_files("bfcl", BFCL)
-    rows = [row for row in benchmarks.read_benchmark("bfcl", files) if "".join(row.requests).strip()]
+    rows = [row for row in benchmarks.read_benchmark("bfcl", files) if words(" ".join(row.requests))]
     own = [
         Sample(row.id, (), tuple(Message("user", text) for text in row.requests), Target(intent="answer"))
         for row in rows
