@@ -1,4 +1,4 @@
-"""Data in and out: import, publish."""
+"""Data in and out: import, publish; and looking at it: `looptool data`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Annotated
 
 import typer
 
-from looptool_jax.cli.common import Out, app
+from looptool_jax.cli.common import Out, app, samples_of
+
+data_commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at samples, and check them.")
+app.add_typer(data_commands, name="data")
 
 
 @app.command("import")
@@ -51,3 +54,39 @@ def publish(
     if not rounds:
         raise DataError(f"{run_dir}: no data sets here ({data_file(1)} is missing); give the directory of a run")
     print(publish_rounds(rounds, out, name))
+
+
+@data_commands.command()
+def contamination(
+    file: Annotated[str, typer.Argument(help="Samples: a .jsonl file, or a folder with a sample set.")],
+    out: Out,
+    bfcl: Annotated[
+        str, typer.Option("--bfcl", help="Folder with BFCL's files, auto (the package bfcl-eval's), or off.")
+    ] = "auto",
+    acebench: Annotated[
+        str, typer.Option("--acebench", help="Checkout of ACEBench, or its data; auto ($ACEBENCH_DIR), or off.")
+    ] = "auto",
+) -> None:
+    """Which samples are in a benchmark: the same request, or most of one, and the same tools.
+
+    The pairs go to OUT/contamination.jsonl; nothing of a benchmark but the ids of its rows does.
+
+    \b
+    looptool data contamination seeds --acebench ACEBench --out checked
+    """
+    from looptool_jax.data.contamination import ContaminationConfig, check_samples, fingerprints
+    from looptool_jax.data.store import DataError, join, write_jsonl
+    from looptool_jax.loop.console import Console
+    from looptool_jax.report.tables import contamination_table
+
+    samples = samples_of(file)
+    prints, not_checked = fingerprints(ContaminationConfig(bfcl, acebench))
+    if not prints:
+        raise DataError("; ".join(not_checked))
+    report = check_samples(samples, prints)
+    write_jsonl(join(out, "contamination.jsonl"), report.to_json())
+    console = Console()
+    console.table(contamination_table([(file, report.checked, report.counts())]).rich())
+    for line in not_checked:
+        console.say(line)
+    console.say(f"{len(report.contaminated)} of {report.checked} samples are in a benchmark  -> {out}")

@@ -42,6 +42,7 @@ def evaluate() -> None:
     \b
     looptool eval --data heldout.jsonl --model trained/policy --out evaluated
     looptool eval bfcl --model trained/policy --out evaluated
+    looptool eval acebench --data ACEBench --model trained/policy --out evaluated
     """
 
 
@@ -119,3 +120,49 @@ def evaluate_bfcl(
         if export is not None:
             processes.by_first(lambda: export_results(list(read_jsonl(join(out, "results.jsonl"))), export))
         console.say(f"Not measured: {', '.join(scores['missing'])}\n{len(rows) + len(dialogues)} rows  -> {out}")
+
+
+@evals.command("acebench")
+def evaluate_acebench(
+    out: Out,
+    data: Annotated[str, typer.Option("--data", "-d", help="Checkout of ACEBench, or the folder of its English data.")],
+    categories: Annotated[
+        str, typer.Option("--categories", help="Names with commas between, or normal, special, agent, all.")
+    ] = "all",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Rows of each category.")] = None,
+    config: Config = "quickstart",
+    model: Model = None,
+    overrides: Overrides = None,
+) -> None:
+    """Accuracy of a policy on ACEBench (English, without Agent multi-turn); sizes are those of evaluate.answers.
+
+    The rows are the user's own checkout of ACEBench/ACEBench. Agent multi-step runs the scenarios' Python code from it.
+
+    \b
+    looptool eval acebench --data ACEBench --model trained/policy --out evaluated
+    looptool eval acebench --data ACEBench --config paper_8b --model Qwen/Qwen3-8B --categories special --out evaluated
+    """
+    from looptool_jax.data.store import DataError
+    from looptool_jax.evaluation.acebench import agent
+    from looptool_jax.evaluation.acebench import data as acebench
+    from looptool_jax.evaluation.acebench.evaluate import evaluate
+    from looptool_jax.evaluation.acebench.scores import NOT_MEASURED
+    from looptool_jax.report.acebench import acebench_tables
+
+    cfg = configuration(config, overrides, model)
+    chosen, folder = acebench.choose_categories(categories.split(",")), acebench.data_folder(data)
+    classes = agent.scenario_classes(folder) if any(category.kind == "agent" for category in chosen) else None
+    left_out = [category.name for category in chosen if category.kind == "agent" and classes is None]
+    rows = [row for part in chosen if part.kind != "agent" for row in acebench.read_category(folder, part, limit)]
+    tasks = agent.read_rows(folder, limit) if classes else []
+    if not rows and not tasks:
+        raise DataError(f"{data}: the scenarios of {left_out[0]} are not here; give --data a checkout of ACEBench")
+    with joined(cfg) as console:
+        with console.stage("eval acebench"):
+            policy = model_pool(cfg, out).lend(cfg.policy)
+            scores = evaluate(policy, rows, cfg.evaluate.answers, out, console.tokens, tasks, classes)
+        for table in acebench_tables(scores):
+            console.table(table.rich())
+        for name in left_out:
+            console.say(f"{name} is left out: its scenarios are not in {data}; give --data a checkout of ACEBench")
+        console.say(f"{NOT_MEASURED}\n{len(rows) + len(tasks)} answers and tasks  -> {out}")

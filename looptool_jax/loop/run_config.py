@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from looptool_jax.data.contamination import ContaminationConfig
 from looptool_jax.data.files import check_bucket
 from looptool_jax.evaluation.heldout import EvalConfig
 from looptool_jax.inference.lm import ModelConfig
@@ -39,6 +40,7 @@ class RunConfig:
     generator_model: ModelConfig | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
     warmup: WarmupConfig | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)

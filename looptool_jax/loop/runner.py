@@ -13,6 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from looptool_jax.data.contamination import (
+    Fingerprint,
+    clean_samples,
+    fingerprints,
+    read_fingerprints,
+    write_fingerprints,
+)
 from looptool_jax.data.store import (
     join,
     lock_directory,
@@ -45,6 +52,7 @@ from looptool_jax.toolcall import Sample
 from looptool_jax.training.rows import alignment
 
 Metrics = dict[str, Any]
+BENCHMARKS = "seed/benchmarks.jsonl"
 
 
 @dataclass(frozen=True)
@@ -149,10 +157,21 @@ class Runner:
 
     def _seed(self) -> Metrics:
         cfg = self.cfg
+        processes.by_first(self._fingerprint)
         return synthesize(
-            cfg.data, self.policy_tokens(), cfg.train.answers.prompt_tokens, cfg.seed, self.path("seed"),
-            self.path(data_file(1)),
+            cfg.data, self.policy_tokens(), cfg.train.answers.prompt_tokens, self._benchmarks(),
+            cfg.contamination.action, cfg.seed, self.path("seed"), self.path(data_file(1)),
         )  # fmt: skip
+
+    def _fingerprint(self) -> None:
+        """What data is checked against, kept for the whole run."""
+        prints, not_checked = fingerprints(self.cfg.contamination)
+        write_fingerprints(self.path(BENCHMARKS), prints)
+        for line in not_checked:
+            self.console.say(line)
+
+    def _benchmarks(self) -> list[Fingerprint]:
+        return read_fingerprints(self.path(BENCHMARKS))
 
     def policy_tokens(self) -> Answerer:
         """The configured policy, for counting prompt tokens."""
@@ -232,9 +251,9 @@ class Runner:
             ),
             Stage(
                 f"{here}/compose",
-                ("seed/pool.jsonl", data, probes, *judged, expanded),
-                (data_file(round_ + 1), f"{here}/compose/parts.jsonl"),
-                lambda: self._compose(round_),
+                ("seed/pool.jsonl", BENCHMARKS, data, probes, *judged, expanded),
+                (data_file(round_ + 1), f"{here}/compose/parts.jsonl", f"{here}/compose/contaminated.jsonl"),
+                lambda: self._compose(round_, self.path(here, "compose"), self.path(data_file(round_ + 1))),
             ),
             Stage(
                 f"{here}/score",
@@ -280,13 +299,10 @@ class Runner:
 
     def compose_to(self, round_: int, out: str) -> Metrics:
         """Compose D_{round_+1} from the artifacts of a round into another folder, leaving the run as it is."""
-        return _write_composition(self._composition(round_), join(out, "data.jsonl"), join(out, "parts.jsonl"))
+        return self._compose(round_, out, join(out, "data.jsonl"))
 
-    def _compose(self, round_: int) -> Metrics:
-        parts = self.path(f"round-{round_}/compose/parts.jsonl")
-        return _write_composition(self._composition(round_), self.path(data_file(round_ + 1)), parts)
-
-    def _composition(self, round_: int) -> composition.Composition:
+    def _compose(self, round_: int, out: str, data: str) -> Metrics:
+        """Write D_{round_+1} to `data`; what it is made of, and expanded samples that are in a benchmark, to `out`."""
         cfg, here = self.cfg, f"round-{round_}"
         by_id = {sample.id: sample for sample in self._samples(round_)}
         both_correct = {
@@ -301,10 +317,14 @@ class Runner:
             if row.correct or row.id in keep
         ]
         errors = [item.sample for item in self._errors(round_)]
-        expanded = list(read_samples(self.path(here, "expand/expanded.jsonl")))
-        return composition.compose(
+        expanded, contamination = clean_samples(
+            list(read_samples(self.path(here, "expand/expanded.jsonl"))), self._benchmarks(), cfg.contamination.action,
+            join(out, "contaminated.jsonl"),
+        )  # fmt: skip
+        result = composition.compose(
             errors, expanded, mastered, self._untrained(round_), cfg.data.round_size, cfg.seed, round_, cfg.compose
         )
+        return _write_composition(result, data, join(out, "parts.jsonl")) | contamination
 
     def _compose_static(self, round_: int) -> Stage:
         cfg = self.cfg

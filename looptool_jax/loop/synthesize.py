@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from looptool_jax.data.contamination import Fingerprint, clean_samples
 from looptool_jax.data.importers import FORMATS, import_file, write_import
 from looptool_jax.data.store import DataError, join, read_samples, write_jsonl, write_samples
 from looptool_jax.inference.answers import Answerer
@@ -45,12 +46,21 @@ class DataConfig:
 
 
 def synthesize(
-    cfg: DataConfig, policy: Answerer, prompt_limit: int, seed: int, out: str, first_round: str
+    cfg: DataConfig,
+    policy: Answerer,
+    prompt_limit: int,
+    prints: Sequence[Fingerprint],
+    action: str,
+    seed: int,
+    out: str,
+    first_round: str,
 ) -> dict[str, Any]:
     """Write `out/pool.jsonl` (D_seed in the order in which rounds use it), `out/truth.jsonl` (true labels of the
-    corrupted ones; only evaluation reads it), `out/heldout.jsonl`, and D_1 to `first_round`; return the metrics.
+    corrupted ones; only evaluation reads it), `out/heldout.jsonl`, `out/contaminated.jsonl` (seeds beside the rows of
+    benchmarks, by their `prints`), and D_1 to `first_round`; return the metrics.
 
-    Seeds whose prompt has more than `prompt_limit` tokens are left out and counted, never cut.
+    Seeds whose prompt has more than `prompt_limit` tokens are left out and counted, never cut; contaminated ones are
+    where `action` is drop.
     Raises DataError where the source holds too few samples.
     """
     if cfg.source == "world":
@@ -62,13 +72,15 @@ def synthesize(
         heldout, seeds = split_heldout(samples, cfg.heldout, seed)
     short = [sample for sample in seeds if policy.prompt_length(sample) <= prompt_limit]
     heldout_short = [sample for sample in heldout if policy.prompt_length(sample) <= prompt_limit]
-    pool = list(short)
+    pool, contamination = clean_samples(short, prints, action, join(out, "contaminated.jsonl"))
+    clean = len(pool)
     random_for(seed, "pool").shuffle(pool)
     pool = pool[: cfg.pool]
     if len(pool) < cfg.round_size:
         raise DataError(
             f"{cfg.source}: {len(pool)} usable seeds, {cfg.round_size} are needed (data.round_size); "
-            f"{len(seeds) - len(short)} have prompts over {prompt_limit} tokens. "
+            f"{len(seeds) - len(short)} have prompts over {prompt_limit} tokens, "
+            f"{len(short) - clean} are in a benchmark. "
             "Lower data.round_size or data.heldout, or raise the prompt limit"
         )
     noisy, truth = inject(pool, cfg.noise, seed)
@@ -82,6 +94,7 @@ def synthesize(
         "too_long": len(seeds) - len(short) + len(heldout) - len(heldout_short),
         "corrupted": len(truth),
         "heldout": len(heldout_short),
+        **contamination,
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import rich.table
 from rich.text import Text
 
+from looptool_jax.data.contamination import KINDS
 from looptool_jax.data.store import join
 from looptool_jax.loop.ledger import Ledger
 from looptool_jax.loop.manifest import Manifest
@@ -37,7 +38,7 @@ def run_tables(run_dir: str) -> list[Table]:
     """All tables for which the run has figures by now. Raises DataError where the manifest cannot be read."""
     stages = {name: entry["metrics"] for name, entry in Manifest(run_dir).stages.items()}
     tables = [_accuracy(stages), _training(stages), _composition(stages), _judging(stages), _repair(stages)]
-    tables += [_expansion(stages), _cost(run_dir)]
+    tables += [_expansion(stages), _contamination(stages), _cost(run_dir)]
     return [table for table in tables if table.rows]
 
 
@@ -144,6 +145,26 @@ def _expansion(stages: dict[str, Any]) -> Table:
     ]  # fmt: skip
     note = "rejected as unreadable, by rules, by the judge, as duplicate; valid: of the accepted, in the world"
     return Table("Expansion (EDDE)", columns, rows, note)
+
+
+def contamination_table(checks: Sequence[tuple[str, int, dict[str, Any]]]) -> Table:
+    """checks: what was checked, how many samples, and the counts of their `ContaminationReport`."""
+    keys = [*KINDS, "contaminated", "tools_same", "tools_similar"]
+    return Table(
+        "Samples beside benchmarks",
+        ["data", "samples", "benchmark", *KINDS, "in all", "same tools", "similar tools"],
+        [
+            [what, str(checked), f"{benchmark} ({found['rows']} rows)", *(str(found[key]) for key in keys)]
+            for what, checked, counts in checks
+            for benchmark, found in counts.items()
+        ],
+        "each sample under its closest match; a tool that is the same makes no sample contaminated",
+    )
+
+
+def _contamination(stages: dict[str, Any]) -> Table:
+    checks = [(name, metrics["contamination"]) for name, metrics in stages.items() if "contamination" in metrics]
+    return contamination_table([(name, check["checked"], check["benchmarks"]) for name, check in checks])
 
 
 def _cost(run_dir: str) -> Table:

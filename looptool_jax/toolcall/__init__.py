@@ -1,5 +1,6 @@
 """What a tool, a call, a message and a sample are; reading, comparing and rendering them. No JAX."""
 
+from looptool_jax.toolcall.acebench_match import AceMode, AceTarget, match_acebench
 from looptool_jax.toolcall.bfcl_match import BfclCall, BfclMode, BfclTarget, match_bfcl, match_bfcl_calls
 from looptool_jax.toolcall.chat import ChatError, ChatFormat, ChatTokenizer, check_format, get_format, read_tokenizer
 from looptool_jax.toolcall.difference import Difference, differences
@@ -9,6 +10,8 @@ from looptool_jax.toolcall.records import Call, Message, Origin, RecordError, Sa
 from looptool_jax.toolcall.schema import SchemaError, check_call, normalise_tool
 
 __all__ = [
+    "AceMode",
+    "AceTarget",
     "BfclCall",
     "BfclMode",
     "BfclTarget",
@@ -36,6 +39,7 @@ __all__ = [
     "equal_calls",
     "get_format",
     "match",
+    "match_acebench",
     "match_bfcl",
     "match_bfcl_calls",
     "names_parameter",

@@ -9,12 +9,12 @@ with JAX's (`pip install --no-deps bfcl-eval` is enough).
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from looptool_jax.data.benchmarks import installed_folder
 from looptool_jax.data.store import DataError, parse_json
 from looptool_jax.toolcall import (
     BfclCall,
@@ -123,9 +123,8 @@ def data_folder(given: str | None) -> Path:
         if not Path(given).is_dir():
             raise DataError(f"{given}: no such folder; {REMEDY}")
         return Path(given)
-    spec = importlib.util.find_spec(PACKAGE)
-    folder = Path(spec.submodule_search_locations[0]) / "data" if spec and spec.submodule_search_locations else None
-    if folder is None or not folder.is_dir():
+    folder = installed_folder(PACKAGE)
+    if folder is None:
         raise DataError(f"the package bfcl-eval is not installed; {REMEDY}")
     return folder
 
