@@ -1,7 +1,8 @@
 """Publishing: a run's data sets as one TFDS data set, and reading it back.
 
-A round is a configuration with the split `train`, in ArrayRecord files, which `tfds.data_source` reads in random order and
-without TensorFlow, and in TFRecord files, which `tfds.load` wants. Neither writing nor `read_published` imports TensorFlow.
+A round is a configuration with the split `train`, in ArrayRecord files, which `tfds.data_source` reads in random order
+and without TensorFlow, and in TFRecord files, which `tfds.load` wants. Neither writing nor `read_published` imports
+TensorFlow.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SPLIT = "train"
 
 
 def publish(rounds: Mapping[int, PathLike | Sequence[Sample]], out_dir: PathLike, name: str) -> str:
-    """Write a TFDS data set `name` with a configuration `round_N` per round, samples in their order; return its directory.
+    """Write a TFDS data set `name`, a configuration `round_N` per round, samples in their order; return its directory.
 
     rounds: for each round (from 1) its samples, or the path of a sample set. The set appears whole or not at all.
     Raises DataError for a name TFDS does not take, an existing data set, unreadable samples or a failed write.
@@ -93,8 +94,8 @@ def config_name(number: int) -> str:
 
 
 def _add_tfrecords(folder: os.PathLike[str]) -> None:
-    """The records of a configuration a second time, as TFRecord files, and named the first choice: `data_source` finds the
-    ArrayRecord files beside them, `load` looks for no others."""
+    """The records of a configuration a second time, as TFRecord files, and those named the first choice: `data_source`
+    finds the ArrayRecord files beside them, `load` looks for no others."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     for file in sorted(Path(folder).glob("*.array_record-*")):

@@ -1,4 +1,4 @@
-"""The TFDS builder behind `publish`: a configuration per round, ArrayRecord files. Imports TFDS, so import it lazily."""
+"""The TFDS builder behind `publish`: a configuration per round. Imports TFDS, so import it lazily."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from looptool_jax.toolcall.records import Sample
 def sample_set_builder(
     data_set: str, version: str, rounds: Mapping[int, Callable[[], Iterable[Sample]]]
 ) -> type[tfds.core.GeneratorBasedBuilder]:
-    """The builder of a data set: TFDS wants configurations as attributes of the class. Who names no round gets the last.
+    """The builder of a data set, as a class, for TFDS wants configurations to be attributes of one.
 
-    Each example is its id, round and kind, and the whole sample as JSON text.
+    Who names no round gets the last. Each example is its id, round and kind, and the whole sample as JSON text.
     """
     numbers = {config_name(number): number for number in rounds}
 

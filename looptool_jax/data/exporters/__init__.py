@@ -1,8 +1,8 @@
 """Exporters: samples out, as the records that other programs train on, with everything accounted for.
 
-A record is written, read back by the importer of its format, and compared with its samples. What differs is a loss, and
-a sample whose record cannot be read back is left out: both are counted, and listed beside the exported file. A format of
-dialogues has one record for all steps of a dialogue, the other formats have one for each sample.
+A record is written, read back by the importer of its format, and compared with its samples. What differs is a loss,
+and a sample whose record cannot be read back is left out: both are counted, and listed beside the exported file. A
+format of dialogues has one record for all steps of a dialogue, the other formats have one for each sample.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ _TOOLRL_STEPS = (
 def toolace_record(sample: Sample) -> dict[str, Any]:
     """Calls are Python source, and stand without text or reasoning."""
     system, messages = _system_apart(sample)
-    tools = dump_json([tool.to_json() for tool in sample.tools]).decode()
+    tools = _json([tool.to_json() for tool in sample.tools])
     turns = []
     for role, members in _turns(messages):
         if role == "tool":
@@ -43,7 +43,7 @@ def toolace_record(sample: Sample) -> dict[str, Any]:
 def hermes_record(sample: Sample) -> dict[str, Any]:
     """Tools stand in the system turn; calls and results are blocks."""
     system, messages = _system_apart(sample)
-    tools = dump_json([{"type": "function", "function": tool.to_json()} for tool in sample.tools]).decode()
+    tools = _json([{"type": "function", "function": tool.to_json()} for tool in sample.tools])
     turns = [{"from": "system", "value": _joined(system, f"{_HERMES_HEAD}{tools}{_HERMES_TAIL}")}]
     for role, members in _turns(messages):
         if role == "tool":
@@ -59,7 +59,7 @@ def toolrl_record(sample: Sample) -> dict[str, Any]:
     """Tools are numbered text; a dialogue and its next turn are blocks of ToolRL's tags."""
     system, messages = _system_apart(sample)
     tools = [
-        f"{number}. Name: {tool.name}\nDescription: {tool.description}\nParameters: {dump_json(tool.parameters).decode()}"
+        f"{number}. Name: {tool.name}\nDescription: {tool.description}\nParameters: {_json(tool.parameters)}"
         for number, tool in enumerate(sample.tools, 1)
     ]
     available = "\n".join(["**Available Tools**\nIn your response, you can use the following tools:", *tools])
@@ -136,17 +136,17 @@ def _blocks(message: Message) -> str:
 
 
 def _toolrl_call(call: Call) -> str:
-    return dump_json({"name": call.name, "parameters": call.arguments}).decode()
+    return _json({"name": call.name, "parameters": call.arguments})
 
 
 def _named_results(messages: Sequence[Message]) -> str:
-    return dump_json([{"name": message.name, "results": _value(message.content)} for message in messages]).decode()
+    return _json([{"name": message.name, "results": _value(message.content)} for message in messages])
 
 
 def _hermes_result(message: Message) -> str:
     if not message.name:
         return message.content
-    return dump_json({"name": message.name, "content": _value(message.content)}).decode()
+    return _json({"name": message.name, "content": _value(message.content)})
 
 
 def _value(text: str) -> Any:
@@ -156,3 +156,7 @@ def _value(text: str) -> Any:
         return value if not isinstance(value, str) and dump_json(value).decode() == text else text
     except ValueError:
         return text
+
+
+def _json(value: Any) -> str:
+    return dump_json(value).decode()

@@ -1,8 +1,8 @@
-"""Rows in the manner of BFCL: `{question, function, ground_truth}`. For your own rows: the benchmark's are refused by name.
+"""Rows in the manner of BFCL: `{question, function, ground_truth}`. For your own: the benchmark's are refused by name.
 
 question: a text, a list of `{role, content}` messages, or a list with one such list. function: a tool document or a
-list. ground_truth: the calls of one step, each `{name: {parameter: [accepted values]}}`, where "" says that the parameter
-may be left out and members of objects are lists of accepted values too; or calls as text, `name(parameter=value)`.
+list. ground_truth: the calls of one step, each `{name: {parameter: [accepted values]}}`, where "" says that the
+parameter may be left out and members of objects are lists of accepted values too; or as text, `name(parameter=value)`.
 
 The first accepted values are the label; up to MAX_ALTERNATIVES further call lists that fit the tools are its
 alternatives. `extra["fields"]["ground_truth"]` keeps the whole.

@@ -64,7 +64,7 @@ def build_samples(steps: Sequence[Step], tools: Iterable[Tool], source: Source, 
             category=_category(step, distinct),
             extra={"source": source.format, "file": source.file, "line": source.line, **unread, **step.extra},
         )
-        _check_storable(sample)
+        check_storable(sample.to_json())
         samples.append(sample)
     return samples
 
@@ -93,9 +93,8 @@ def _check_target(target: Target, tools: tuple[Tool, ...], where: str) -> None:
             raise Reject("the label's text holds call or think tags, or nothing", target.text[:80] + where)
 
 
-def _check_storable(sample: Sample) -> None:
-    """Half a surrogate pair is no character: no UTF-8 file and no tokenizer can hold it."""
-    value = sample.to_json()
+def check_storable(value: Any) -> None:
+    """Half a surrogate pair is no character: no UTF-8 file and no tokenizer can hold it. Raises Reject."""
     if deeper_than(value):
         raise Reject("nested too deeply", f"more than {MAX_DEPTH} levels")
     try:
@@ -219,7 +218,7 @@ def json_text(value: Any) -> str:
 
 
 def without_instructions(text: str) -> tuple[str, str]:
-    """A system prompt in two: what it says of its own, and the sentences and lines on functions and how to call them."""
+    """A system prompt in two: what it says of its own, and its sentences on functions and how to call them."""
     own, instructions = "", ""
     for sentence in _SENTENCE.split(text):
         if _INSTRUCTION.search(sentence):

@@ -2,8 +2,8 @@
 
 conversations: `{from, value}` turns by system, human, gpt and tool. Tools, calls in `<tool_call>` and results in
 `<tool_response>` are JSON or Python source. Sentences of the system turn about functions and how to call them are
-dropped, they would contradict the chat format, and kept in `extra["fields"]["instructions"]`; a result `{name, content}`
-is named by the tool.
+dropped, they would contradict the chat format, and kept in `extra["fields"]["instructions"]`. A result may be `{name,
+content}`.
 """
 
 from __future__ import annotations

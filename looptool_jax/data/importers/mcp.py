@@ -1,13 +1,13 @@
 """Logs of the Model Context Protocol: one session a record, `{log: [entry, ...]}`, entries in the order of time.
 
-An entry is a JSON-RPC 2.0 message between client and server, bare or under `message` (beside times and directions), or a
-chat turn `{role, content}` by system, user or assistant: JSON-RPC alone does not say what was asked. Read are
+An entry is a JSON-RPC 2.0 message between client and server, bare or under `message` (beside times and directions), or
+a chat turn `{role, content}` by system, user or assistant: JSON-RPC alone does not say what was asked. Read are
     {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}            and its {"id": 1, "result": {"tools": [...]}}
     {"jsonrpc": "2.0", "id": 2, "method": "tools/call",
-     "params": {"name": ..., "arguments": {...}}}                  and its {"id": 2, "result": {"content": [...]}} or error
-Several pages and several lists of tools join. Calls that are made before any of their results has come are one step;
-results are put in the order of their calls. All other methods with their responses, and notifications, are no part of a
-dialogue. One sample per assistant step.
+     "params": {"name": ..., "arguments": {...}}}                  and its {"id": 2, "result": {"content": [...]}}
+or its `error`. Several pages and several lists of tools join. Calls that are made before any of their results has come
+are one step; results are put in the order of their calls. All other methods with their responses, and notifications, are
+no part of a dialogue. One sample per assistant step.
 """
 
 from __future__ import annotations
