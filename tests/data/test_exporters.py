@@ -1,4 +1,4 @@
-"""Exported records: what is not listed as lost is there when they are read back; other programs find what they expect."""
+"""Exported records: what is not listed as lost is there when they are read back."""
 
 from __future__ import annotations
 
@@ -181,7 +181,8 @@ def test_records_are_what_other_programs_read():
 TEXTS = st.text(max_size=12) | st.sampled_from(
     ["a", "<|im_end|>\n<|im_start|>user\nb", "</user>\n<obs> x </obs>", "<tool_call>", "</tool_response>", "[ping()]",
      '[{"name": "a", "results": 1}]', '{"name": "a", "content": 1}', "<think>x</think>y", " a ", '"q"', "1.50",
-     "You can call functions.\n\nBe kind.", "<tools>[]</tools>", "**Available Tools**", "\n2. Name: x", "**Steps for Each Turn**"]
+     "You can call functions.\n\nBe kind.", "<tools>[]</tools>", "**Available Tools**", "\n2. Name: x",
+     "**Steps for Each Turn**"]
 )  # fmt: skip
 CALLS = st.lists(
     st.builds(lambda q, kind: Call("Find (web)", {"q": q, "kind": kind}), TEXTS, st.sampled_from(["a", None]))

@@ -73,9 +73,9 @@ def xlam(**changes: object) -> dict:
 def hermes(**changes: object) -> dict:
     tools = [{"type": "function", "function": SEARCH}, {"type": "function", "function": PING}]
     system = (
-        "You are a function calling AI model. You are provided with function signatures within <tools></tools> XML tags. "
-        f"You live in Rome.\n<tools>\n{tools!r}\n</tools>\nFor each function call return a json object with function name "
-        "and arguments within <tool_call> </tool_call> tags with the following schema:\n<tool_call>\n"
+        "You are a function calling AI model. Function signatures are within <tools></tools> XML tags. "
+        f"You live in Rome.\n<tools>\n{tools!r}\n</tools>\nFor each function call return a json object with function "
+        "name and arguments within <tool_call> </tool_call> tags with the following schema:\n<tool_call>\n"
         "{'arguments': <args-dict>, 'name': <function-name>}\n</tool_call>\n"
     )
     turns = [
@@ -83,7 +83,8 @@ def hermes(**changes: object) -> dict:
         {"from": "human", "value": "Find jazz"},
         {
             "from": "gpt",
-            "value": "<think>\nI write <tool_call> now\n</think>\n\nSure.\n<tool_call>\n{'arguments': {'query': \"it's\", 'limit': 3}, "
+            "value": "<think>\nI write <tool_call> now\n</think>\n\nSure.\n<tool_call>\n"
+            "{'arguments': {'query': \"it's\", 'limit': 3}, "
             '\'name\': \'Search (web) API\'}\n</tool_call>\n<tool_call>\n{"name": "ping", "arguments": {}}\n</tool_call>',
         },
         {
@@ -278,25 +279,36 @@ def test_mcp_session(tmp_path):
 
 
 TURNS = toolace()["conversations"]
+HERMES_TURNS = hermes()["conversations"]
+
+
+def said(text: str) -> dict:
+    """A ToolACE dialogue whose assistant says the text."""
+    return {"conversations": [TURNS[0], {"from": "assistant", "value": text}]}
+
+
+def turns(count: int, author: str, text: str) -> dict:
+    """The first turns of the Hermes dialogue, and one more."""
+    return {"conversations": [*HERMES_TURNS[:count], {"from": author, "value": text}]}
 
 
 @pytest.mark.parametrize(
     ("format", "changes", "reason"),
     [
         ("toolace", {"system": "no list"}, "no tool block"),
-        ("toolace", {"system": TOOLACE_SYSTEM.replace('"dict"', "dict", 1)}, "unreadable tool: the list of tools in system"),
+        ("toolace", {"system": TOOLACE_SYSTEM.replace('"dict"', "dict", 1)}, "unreadable tool: the list of tools"),
         ("toolace", {"conversations": [{"from": "critic", "value": "x"}]}, "unknown role: turn 1 is by 'critic'"),
-        ("toolace", {"conversations": [TURNS[0], {"from": "assistant", "value": "[ping(x=)]"}]}, "unreadable call: turn 2"),
-        ("toolace", {"conversations": [TURNS[0], {"from": "assistant", "value": "[API(x=1)]"}]}, "API: unknown tool"),
-        ("toolace", {"conversations": [TURNS[0], {"from": "assistant", "value": "[ping()] and"}]}, "text after the calls"),
-        ("toolace", {"conversations": [TURNS[0], {"from": "assistant", "value": "[ping(a=1, a=2)]"}]}, "a of ping is given twice"),
+        ("toolace", said("[ping(x=)]"), "unreadable call: turn 2"),
+        ("toolace", said("[API(x=1)]"), "API: unknown tool"),
+        ("toolace", said("[ping()] and"), "text after the calls"),
+        ("toolace", said("[ping(a=1, a=2)]"), "a of ping is given twice"),
         ("xlam", {"answers": "[]"}, "no label: answers is empty"),
         ("xlam", {"query": " "}, "empty user turn"),
         ("xlam", {"tools": "[{'name': 1}]"}, "unreadable JSON inside the record: tools"),
         ("xlam", {"answers": '[{"name": "get_weather", "arguments": {"town": "x"}}]'}, "undeclared argument 'town'"),
-        ("hermes", {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}, "no tool block"),
-        ("hermes", {"conversations": [*hermes()["conversations"][:2], {"from": "gpt", "value": "<tool_call>{'name'}"}]}, "unreadable call: turn 3"),
-        ("hermes", {"conversations": [*hermes()["conversations"][:3], {"from": "tool", "value": "bare"}]}, "unreadable tool result: turn 4"),
+        ("hermes", {"conversations": HERMES_TURNS[1:2]}, "no tool block"),
+        ("hermes", turns(2, "gpt", "<tool_call>{'name'}"), "unreadable call: turn 3"),
+        ("hermes", turns(3, "tool", "bare"), "unreadable tool result: turn 4"),
         ("bfcl_style", {"ground_truth": []}, "no label"),
         ("bfcl_style", {"ground_truth": [["a()"], ["b()"]]}, "several turns: ground_truth"),
         ("bfcl_style", {"question": [[{"role": "user", "content": "a"}]] * 2}, "several turns: question"),
@@ -305,11 +317,11 @@ TURNS = toolace()["conversations"]
         ("bfcl_style", {"ground_truth": ["ping(1)"]}, "unreadable call: 'ping(1)'"),
         ("bfcl_style", {"question": [[{"role": "tool", "content": "a"}]]}, "no role of a chat"),
         ("mcp", {"log": [7]}, "unreadable entry: entry 1 should be an object"),
-        ("mcp", {"log": [{"id": 1, "method": "tools/list"}]}, "unreadable entry: entry 1: neither a JSON-RPC 2.0 message"),
+        ("mcp", {"log": [{"id": 1, "method": "tools/list"}]}, "entry 1: neither a JSON-RPC 2.0 message"),
         ("mcp", {"log": [{"jsonrpc": "2.0", "method": "tools/call"}]}, "a tools/call request needs an id"),
         ("mcp", {"log": [called(1, "a"), called(1, "b")]}, "entry 2: two open requests have the id 1"),
         ("mcp", {"log": [called(1, "a"), rpc(1, result={}), rpc(1, result={})]}, "the request 1 is answered twice"),
-        ("mcp", {"log": [called(1, "a"), called(2, "b"), rpc(2, result={}), called(3, "c")]}, "a call without a result: entry 4: a"),
+        ("mcp", {"log": [called(1, "a"), called(2, "b"), rpc(2, result={}), called(3, "c")]}, "a result: entry 4: a"),
         ("mcp", {"log": [{"role": "user", "content": "x"}]}, "no assistant step"),
     ],
 )  # fmt: skip
@@ -343,7 +355,8 @@ def test_written_calls_are_read_back(arguments):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[", "'", "{'a'}", "{1: 2}", "[1 2]", "1e999", "9" * 5000, "nan", "print()", "{'a': 1, 'a': 2}", "[" * 500, "'\\U99999999'", "f'x'", "1_0"],
+    ["", "[", "'", "{'a'}", "{1: 2}", "[1 2]", "1e999", "9" * 5000, "nan", "print()", "{'a': 1, 'a': 2}", "[" * 500,
+     "'\\U99999999'", "f'x'", "1_0"],
 )  # fmt: skip
 def test_what_is_no_literal_is_refused(text):
     with pytest.raises(ValueError):

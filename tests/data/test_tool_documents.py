@@ -15,13 +15,15 @@ from looptool_jax.toolcall import Call, Tool, check_call
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
 
+A_PET = {"$ref": "#/components/schemas/Pet"}
+OWNER = {"$ref": "#/components/schemas/Owner"}
 PET = {
     "type": "object",
     "required": ["id", "name"],
     "properties": {
         "id": {"type": "integer", "readOnly": True},
         "name": {"type": "string", "nullable": True, "xml": {"attribute": True}},
-        "owner": {"$ref": "#/components/schemas/Owner"},
+        "owner": OWNER,
     },
 }
 OPENAPI = {
@@ -29,13 +31,17 @@ OPENAPI = {
     "servers": [{"url": "https://example.com"}],
     "paths": {
         "/pets/{petId}": {
-            "parameters": [{"$ref": "#/components/parameters/PetId"}, {"name": "v", "in": "query", "schema": {"type": "string"}}],
+            "parameters": [
+                {"$ref": "#/components/parameters/PetId"},
+                {"name": "v", "in": "query", "schema": {"type": "string"}},
+            ],
             "get": {
                 "operationId": "get pet!",
                 "summary": "One pet.",
                 "description": "With its owner.",
                 "parameters": [
-                    {"name": "v", "in": "query", "required": True, "description": "which", "schema": {"type": "integer"}},
+                    {"name": "v", "in": "query", "required": True, "description": "which",
+                     "schema": {"type": "integer"}},
                     {"name": "Authorization", "in": "header", "schema": {"type": "string"}},
                     {"name": "filter", "in": "query", "content": {"application/json": {"schema": {"type": "object"}}}},
                     {"name": "petId", "in": "cookie", "schema": {"enum": ["a", "b"]}},
@@ -59,7 +65,7 @@ OPENAPI = {
                 "requestBody": {
                     "required": True,
                     "description": "many",
-                    "content": {"application/json": {"schema": {"type": "array", "items": {"$ref": "#/components/schemas/Pet"}}}},
+                    "content": {"application/json": {"schema": {"type": "array", "items": A_PET}}},
                 },
             },
         },
@@ -68,8 +74,7 @@ OPENAPI = {
         "parameters": {"PetId": {"name": "petId", "in": "path", "required": True, "schema": {"type": "integer"}}},
         "schemas": {
             "Pet": PET,
-            "Owner": {"type": "object", "properties": {"pets": {"type": "array", "items": {"$ref": "#/components/schemas/Pet"}},
-                                                      "boss": {"$ref": "#/components/schemas/Owner"}}},
+            "Owner": {"type": "object", "properties": {"pets": {"type": "array", "items": A_PET}, "boss": OWNER}},
         },
     },
 }  # fmt: skip
@@ -131,8 +136,8 @@ def test_yaml_says_the_same(tmp_path):
     text = """
 openapi: 3.0.0
 paths:
-  /on: {get: {operationId: on, parameters: [{name: day, in: query, schema: {type: string, default: 2020-01-01, enum: [2020-01-01, on, no]}}],
-    responses: {200: {}}}}
+  /on: {get: {operationId: on, responses: {200: {}}, parameters: [{name: day, in: query,
+    schema: {type: string, default: 2020-01-01, enum: [2020-01-01, on, no]}}]}}
 """
     (tool,) = read(tmp_path, text, "openapi", "in.yml").tools
     assert tool.properties["day"] == {"type": "string", "default": "2020-01-01", "enum": ["2020-01-01", "on", "no"]}
@@ -251,7 +256,8 @@ def test_errors_and_files(tmp_path, capsys):
 
 
 WEIRD = [None, True, 0, -1, 1e300, "", "x", "\ud800", [], {}, [None], {"": ""}, {"$ref": "#"}, {"$ref": "#/paths"},
-         {"$ref": 3}, {"type": "object"}, [[[[]]]], {"allOf": [{}]}, {"properties": {"a": 1}}, "object", ["string", "x"]]  # fmt: skip
+         {"$ref": 3}, {"type": "object"}, [[[[]]]], {"allOf": [{}]}, {"properties": {"a": 1}}, "object",
+         ["string", "x"]]  # fmt: skip
 
 
 @pytest.mark.parametrize("format", ["openapi", "mcp"])

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from looptool_jax.data.files import DataError, PathLike, is_file, join
+from looptool_jax.data.files import DataError, PathLike, is_file, join, parse_json
 from looptool_jax.data.importers import (
     bfcl_style,
     hermes,
@@ -80,7 +80,7 @@ class ImportResult:
 
 
 def import_file(path: PathLike, format: str, *, tools: PathLike | None = None) -> ImportResult:
-    """Import one file (JSON lines, a JSON list, or parquet; local or a URL).
+    """Import one file (JSON lines, a JSON list, parquet or arrow; local or a URL), or a data set (`tfds:`, `hf:`).
 
     tools: the tool documents of "seal_tools"; `tool.jsonl` beside the file where none is given.
     Raises DataError for an unknown format, a benchmark's file, or a file that cannot be read at all; a record never
@@ -99,6 +99,18 @@ def import_file(path: PathLike, format: str, *, tools: PathLike | None = None) -
         except Reject as reason:
             rejected.append(Rejection(row.line, printable(str(reason)), row.raw))
     return ImportResult(str(path), tuple(samples), read, read - len(rejected), tuple(rejected))
+
+
+def read_data_set(source: str) -> Iterator[Sample]:
+    """The samples of a data set (`tfds:`, `hf:`) whose rows are samples, or hold one as JSON text in `sample`, as
+    published sets do. Raises DataError."""
+    for row in read_rows(source):
+        try:
+            value = row.value
+            held = value.get("sample") if isinstance(value, dict) else None
+            yield Sample.from_json(parse_json(held) if isinstance(held, str) else value)
+        except ValueError as error:
+            raise DataError(f"{source}:{row.line}: no sample: {row.problem or error}") from None
 
 
 def refuse_benchmark(path: PathLike) -> None:

@@ -6,8 +6,8 @@ a chat turn `{role, content}` by system, user or assistant: JSON-RPC alone does 
     {"jsonrpc": "2.0", "id": 2, "method": "tools/call",
      "params": {"name": ..., "arguments": {...}}}                  and its {"id": 2, "result": {"content": [...]}}
 or its `error`. Several pages and several lists of tools join. Calls that are made before any of their results has come
-are one step; results are put in the order of their calls. All other methods with their responses, and notifications, are
-no part of a dialogue. One sample per assistant step.
+are one step; results are put in the order of their calls. All other methods with their responses, and notifications,
+are no part of a dialogue. One sample per assistant step.
 """
 
 from __future__ import annotations
