@@ -102,7 +102,7 @@ def test_without_the_library_it_is_named(tmp_path, monkeypatch):
 def build_tfds(folder: Path, name: str, rows: list, file_format: str, features) -> None:
     import tensorflow_datasets as tfds
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("2.1.0")
         code_path = None
 
@@ -115,9 +115,9 @@ def build_tfds(folder: Path, name: str, rows: list, file_format: str, features) 
         def _generate_examples(self):
             raise NotImplementedError
 
-    Builder.name = name
+    Made.name = name
     tfds.disable_progress_bar()
-    Builder(data_dir=folder, file_format=file_format).download_and_prepare(download_dir=folder / "none")
+    Made(data_dir=folder, file_format=file_format).download_and_prepare(download_dir=folder / "none")
 
 
 def test_tfds_data_sets_by_name_and_by_folder(tmp_path, monkeypatch):

@@ -85,7 +85,8 @@ def hermes(**changes: object) -> dict:
             "from": "gpt",
             "value": "<think>\nI write <tool_call> now\n</think>\n\nSure.\n<tool_call>\n"
             "{'arguments': {'query': \"it's\", 'limit': 3}, "
-            '\'name\': \'Search (web) API\'}\n</tool_call>\n<tool_call>\n{"name": "ping", "arguments": {}}\n</tool_call>',
+            "'name': 'Search (web) API'}\n</tool_call>\n"
+            '<tool_call>\n{"name": "ping", "arguments": {}}\n</tool_call>',
         },
         {
             "from": "tool",

@@ -264,7 +264,7 @@ WEIRD = [None, True, 0, -1, 1e300, "", "x", "\ud800", [], {}, [None], {"": ""}, 
 def test_every_damaged_document_is_one_error_or_is_accounted_for(tmp_path, format):
     rng = random.Random(f"documents {format}")
     errors = partly = 0
-    for _ in range(1500):
+    for _ in range(800):
         document = copy.deepcopy(OPENAPI if format == "openapi" else MCP)
         for _ in range(rng.choice([1, 1, 2, 4])):
             spoil(document, rng)
@@ -281,7 +281,7 @@ def test_every_damaged_document_is_one_error_or_is_accounted_for(tmp_path, forma
         for row in (*found.tools, *found.rejected):
             dump_json(row.to_json())
         partly += bool(found.tools and found.rejected)
-    assert errors > 50 and partly > 150
+    assert errors > 20 and partly > 80
 
 
 def spoil(document: object, rng: random.Random) -> None:

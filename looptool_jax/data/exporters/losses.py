@@ -22,7 +22,7 @@ def conversation(sample: Sample) -> tuple[Message, ...]:
 def lost_parts(sample: Sample, back: Sample | None) -> list[str]:
     """The parts that differ; what a record adds, such as names of results, is no loss.
 
-    Raises Reject where a record says something else than the sample: it has other turns, or no such step.
+    Raises Reject where a record says something else than the sample: it has other turns or calls, or no such step.
     """
     if back is None:
         raise Reject("no step of its own", "the label follows neither a user turn nor a tool result")
@@ -55,12 +55,13 @@ def _speakers(messages: Sequence[Message]) -> list[str]:
 
 
 def _lost_in_turns(before: Sequence[Message], after: Sequence[Message], where: str = "") -> list[str]:
-    lost = [
-        f"{what} of {where or f'{old.role} turns'}"
-        for old, new in zip(before, after, strict=True)
-        for part, what in (("content", "text"), ("calls", "calls"), ("name", "names"), ("reasoning", "reasoning"))
-        if getattr(old, part) and repr(getattr(old, part)) != repr(getattr(new, part))  # True is not 1, nor 1 1.0
-    ]
+    lost = []
+    for old, new in zip(before, after, strict=True):
+        if repr(old.calls) != repr(new.calls):  # unlike ==, True is not 1, nor 1 1.0
+            raise Reject("a call that the format cannot write", ", ".join(call.name for call in old.calls))
+        for part, what in (("content", "text"), ("name", "names"), ("reasoning", "reasoning")):
+            if getattr(old, part) not in ("", getattr(new, part)):
+                lost.append(f"{what} of {where or f'{old.role} turns'}")
     return list(dict.fromkeys(lost))
 
 
