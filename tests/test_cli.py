@@ -43,16 +43,20 @@ def test_help_lists_the_commands_without_importing_jax(tmp_path):
         "import",
         "publish",
         "export",
+        "data",
     )
     assert all(command in text for command in commands)
 
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "probe", "judge", "expand", "compose", "train", "warmup", "eval", "report", "import", "publish", "export"],
+    [
+        *("run", "probe", "judge", "expand", "compose", "train", "warmup", "eval", "report", "import", "publish"),
+        *("export", "data", "data inspect", "data export", "data tools"),
+    ],
 )
 def test_every_help_has_an_example(command, tmp_path):
-    assert f"looptool {command} " in looptool(command, "--help", cwd=tmp_path).stdout
+    assert f"looptool {command} " in looptool(*command.split(), "--help", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize(
@@ -70,6 +74,11 @@ def test_every_help_has_an_example(command, tmp_path):
         (["probe", "--data", "missing.jsonl", "--out", "out", "--config", "micro"], ["missing.jsonl"]),
         (["import", "missing.json", "--format", "openai", "--out", "out"], ["missing.json"]),
         (["publish", "nowhere", "--out", "out"], ["nowhere"]),
+        (["import", "BFCL_v4_multiple.json", "--format", "xlam", "--out", "out"], ["BFCL benchmark", "eval bfcl"]),
+        (["import", "tfds:no_such_set", "--format", "xlam", "--out", "out"], ["tfds:no_such_set"]),
+        (["data", "inspect", "missing.jsonl"], ["missing.jsonl", "no such file"]),
+        (["data", "export", "missing.jsonl", "--format", "xlam", "--out", "x.jsonl"], ["missing.jsonl"]),
+        (["data", "tools", "missing.json", "--format", "openapi", "--out", "x.jsonl"], ["missing.json"]),
         (["warmup", "--out", "out", "seed=3"], ["--data"]),
         (["run", "--config", "micro", "policy.path=some-team/judge"], ["some-team/judge", "hf download"]),
         (["export", "--out", "out"], ["--run", "--model"]),

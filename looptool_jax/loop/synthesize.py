@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from looptool_jax.data.contamination import Fingerprint, clean_samples
-from looptool_jax.data.importers import FORMATS, import_file, write_import
+from looptool_jax.data.importers import FORMATS, import_file, read_data_set, write_import
+from looptool_jax.data.importers.data_sets import is_data_set
 from looptool_jax.data.store import DataError, join, read_samples, write_jsonl, write_samples
 from looptool_jax.inference.answers import Answerer
 from looptool_jax.limits import at_least
@@ -20,7 +21,8 @@ from looptool_jax.world import generate, inject
 class DataConfig:
     """Where D_seed comes from.
 
-    source: "world" (the procedural tool world), or a file. format: of that file; "samples" for this program's own.
+    source: "world" (the procedural tool world), a file, or a data set as `data.importers.data_sets` reads it
+    (tfds:NAME, hf:NAME). format: of its records; "samples" for this program's own.
     tools: a file of tool documents, for formats that keep them apart (seal_tools).
     pool: size of D_seed. round_size: size of every D_j. noise: share of seed labels to corrupt (the truth is kept
     apart, for evaluation). heldout: items kept for evaluation, 0: nothing is evaluated; in the world they share no tool
@@ -119,7 +121,7 @@ def split_heldout(samples: Sequence[Sample], count: int, seed: int) -> tuple[lis
 def _load(cfg: DataConfig, out: str) -> tuple[list[Sample], dict[str, int]]:
     """The samples of a file, and how many records were read and rejected. Raises DataError."""
     if cfg.format == "samples":
-        samples = list(read_samples(cfg.source))
+        samples = list(read_data_set(cfg.source) if is_data_set(cfg.source) else read_samples(cfg.source))
         read = {"read": len(samples), "rejected": 0}
     else:
         result = import_file(cfg.source, cfg.format, tools=cfg.tools)

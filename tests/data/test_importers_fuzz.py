@@ -32,10 +32,7 @@ TAGS = [
 
 def seeds() -> dict[str, list[Any]]:
     """The hand-written records of the importer tests."""
-    path = Path(__file__).with_name("test_importers.py")
-    spec = importlib.util.spec_from_file_location("importer_records", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module, calls_module = _module("test_importers.py"), _module("test_importers_calls.py")
     calls = ("api1", {"x": "a"}), ("api2", {"x": "API_call_0"}), ("api3", {"x": "b", "y": 2})
     return {
         "looptool": [
@@ -47,7 +44,15 @@ def seeds() -> dict[str, list[Any]]:
         "toolrl": [module.toolrl(), module.toolrl(output="<response> Sure. </response>")],
         "seal_tools": [module.seal(0, *calls), module.seal(1, calls[0])],
         "sharegpt": [module.sharegpt(), module.sharegpt(system="s")],
+        **{format: [make()] for format, make in calls_module.MAKERS.items()},
     }
+
+
+def _module(file: str) -> Any:
+    spec = importlib.util.spec_from_file_location(file.removesuffix(".py"), Path(__file__).with_name(file))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def places(value: Any, path: tuple = ()) -> Iterator[tuple]:

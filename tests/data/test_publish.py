@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_round_trip_without_tensorflow(tmp_path):
         import sys
         import tensorflow_datasets as tfds
         base = sys.argv[1]
-        source = tfds.data_source("seed_set", data_dir=base + "/out", split="round_1")
+        source = tfds.data_source("seed_set/round_1", data_dir=base + "/out", split="train")
         print(len(source), source[89]["id"].decode(), source[89]["kind"].decode(), int(source[89]["round"]))
         from looptool_jax.data.publish import read_published
         from looptool_jax.data.store import read_samples
@@ -51,10 +52,27 @@ def test_round_trip_without_tensorflow(tmp_path):
         assert list(read_published(base + "/out", "seed_set", 2)) == list(read_samples(base + "/two.jsonl"))
         assert "tensorflow" not in sys.modules
     """
-    assert run(write, tmp_path) == [f"{tmp_path}/out/seed_set/1.0.0"]
+    assert run(write, tmp_path) == [f"{tmp_path}/out/seed_set"]
     assert run(read, tmp_path) == [f"90 {first[89].id} error 1"]
-    written = os.listdir(tmp_path / "out" / "seed_set" / "1.0.0")
-    assert sum("array_record" in name for name in written) == 2
+    written = sorted(path.relative_to(tmp_path / "out").parent.as_posix() for path in tmp_path.rglob("*.array_record*"))
+    assert written == ["seed_set/round_1/1.0.0", "seed_set/round_2/1.0.0"]
+    assert os.listdir(tmp_path / "out") == ["seed_set"]
+
+
+def test_tfds_load_reads_a_round_and_without_a_name_the_last_one(tmp_path):
+    publish({1: samples(3, 1), 2: samples(2, 2)}, tmp_path, "seed_set")
+    code = """
+        import sys
+        import tensorflow_datasets as tfds
+        assert tfds.builder("seed_set", data_dir=sys.argv[1]).info.config_name == "round_2"
+        for name in ("seed_set/round_1", "seed_set/round_2", "seed_set"):
+            rows = [row["id"].decode() for row in tfds.as_numpy(tfds.load(name, data_dir=sys.argv[1], split="train"))]
+            print(name, *rows)
+    """
+    first, second = ([each.id for each in samples(count, 1)] for count in (3, 2))
+    names = ("seed_set/round_1", "seed_set/round_2", "seed_set")
+    expected = [" ".join([name, *ids]) for name, ids in zip(names, (first, second, second), strict=True)]
+    assert run(code, tmp_path) == expected
 
 
 def run(code: str, base: os.PathLike) -> list[str]:
@@ -95,10 +113,10 @@ def test_read_says_what_is_wrong(tmp_path):
     with pytest.raises(DataError, match="no published data set here"):
         list(read_published(tmp_path, "seed", 1))
     directory = publish({1: samples(2, 1)}, tmp_path, "seed")
-    with pytest.raises(DataError, match="split round_2 cannot be read"):
+    with pytest.raises(DataError, match="the round round_2 is not in it"):
         list(read_published(tmp_path, "seed", 2))
-    (record,) = [name for name in os.listdir(directory) if "array_record" in name]
-    with open(os.path.join(directory, record), "r+b") as file:
+    (record,) = Path(directory).rglob("*.array_record*")
+    with open(record, "r+b") as file:
         file.truncate(100)
-    with pytest.raises(DataError, match="split round_1 cannot be read"):
+    with pytest.raises(DataError, match="round_1 cannot be read"):
         list(read_published(tmp_path, "seed", 1))

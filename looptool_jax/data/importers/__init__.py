@@ -6,21 +6,36 @@ line and a reason. `read == kept + len(rejected)` always holds.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from looptool_jax.data.files import DataError, PathLike, is_file, join
-from looptool_jax.data.importers import looptool, openai, seal_tools, sharegpt, toolrl
+from looptool_jax.data.files import DataError, PathLike, is_file, join, parse_json
+from looptool_jax.data.importers import (
+    bfcl_style,
+    hermes,
+    looptool,
+    mcp,
+    openai,
+    seal_tools,
+    sharegpt,
+    toolace,
+    toolrl,
+    xlam,
+)
 from looptool_jax.data.importers.common import Reject, Source, printable
 from looptool_jax.data.importers.rows import Row, read_rows
 from looptool_jax.data.store import Shard, write_jsonl, write_samples
 from looptool_jax.toolcall.records import Sample
 
-FORMATS = ("looptool", "openai", "toolrl", "seal_tools", "sharegpt")
+FORMATS = (
+    "looptool", "openai", "toolrl", "seal_tools", "sharegpt", "toolace", "xlam", "hermes", "bfcl_style", "mcp",
+)  # fmt: skip
 REJECTED_NAME = "rejected.jsonl"
+_BENCHMARK = re.compile(r"\bBFCL_v\d+_|\bberkeley-function-calling-leaderboard\b", re.IGNORECASE)
 
 _Converter = Callable[[dict[str, Any], Source], list[Sample]]
 
@@ -65,11 +80,13 @@ class ImportResult:
 
 
 def import_file(path: PathLike, format: str, *, tools: PathLike | None = None) -> ImportResult:
-    """Import one file (JSON lines, a JSON list, or parquet; local or a URL).
+    """Import one file (JSON lines, a JSON list, parquet or arrow; local or a URL), or a data set (`tfds:`, `hf:`).
 
     tools: the tool documents of "seal_tools"; `tool.jsonl` beside the file where none is given.
-    Raises DataError for an unknown format or a file that cannot be read at all; a record never raises.
+    Raises DataError for an unknown format, a benchmark's file, or a file that cannot be read at all; a record never
+    raises.
     """
+    refuse_benchmark(path)
     convert = _converter(path, format, tools)
     name = str(path).rstrip("/").rsplit("/", 1)[-1]
     samples: list[Sample] = []
@@ -82,6 +99,27 @@ def import_file(path: PathLike, format: str, *, tools: PathLike | None = None) -
         except Reject as reason:
             rejected.append(Rejection(row.line, printable(str(reason)), row.raw))
     return ImportResult(str(path), tuple(samples), read, read - len(rejected), tuple(rejected))
+
+
+def read_data_set(source: str) -> Iterator[Sample]:
+    """The samples of a data set (`tfds:`, `hf:`) whose rows are samples, or hold one as JSON text in `sample`, as
+    published sets do. Raises DataError."""
+    for row in read_rows(source):
+        try:
+            value = row.value
+            held = value.get("sample") if isinstance(value, dict) else None
+            yield Sample.from_json(parse_json(held) if isinstance(held, str) else value)
+        except ValueError as error:
+            raise DataError(f"{source}:{row.line}: no sample: {row.problem or error}") from None
+
+
+def refuse_benchmark(path: PathLike) -> None:
+    """Raises DataError where a path names the BFCL benchmark: its rows are for evaluation, never for training."""
+    if _BENCHMARK.search(str(path)):
+        raise DataError(
+            f"{path}: this is the BFCL benchmark, which is for evaluation only (looptool eval bfcl); "
+            "import other data for training"
+        )
 
 
 def write_import(result: ImportResult, out_dir: PathLike, shard_size: int = 4096) -> list[Shard]:
@@ -108,6 +146,11 @@ def _converter(path: PathLike, format: str, tools: PathLike | None) -> _Converte
         "openai": openai.convert,
         "toolrl": toolrl.convert,
         "sharegpt": sharegpt.convert,
+        "toolace": toolace.convert,
+        "xlam": xlam.convert,
+        "hermes": hermes.convert,
+        "bfcl_style": bfcl_style.convert,
+        "mcp": mcp.convert,
     }
     if format not in converters:
         raise DataError(f"unknown import format {format!r}; known: {', '.join(FORMATS)}")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from looptool_jax.data.files import MAX_DEPTH, deeper_than, parse_json
+from looptool_jax.data.files import MAX_DEPTH, deeper_than, dump_json, parse_json
 from looptool_jax.toolcall.parser import ParseFailure, parse
 from looptool_jax.toolcall.records import Call, Message, Sample, Target, Tool
 from looptool_jax.toolcall.schema import SchemaError, check_call, normalise_tool
+
+_SENTENCE = re.compile(r"(?<=[.!?])(?=\s)|(?<=\n)")
+_INSTRUCTION = re.compile(r"function|func\d|tool_call|</?tools>|available tools|params|other text", re.IGNORECASE)
+_RESPONSE = re.compile(r"\s*<tool_response>\n?(.*?)\n?</tool_response>\s*(?=<tool_response>|\Z)", re.DOTALL)
 
 
 class Reject(ValueError):
@@ -59,7 +64,7 @@ def build_samples(steps: Sequence[Step], tools: Iterable[Tool], source: Source, 
             category=_category(step, distinct),
             extra={"source": source.format, "file": source.file, "line": source.line, **unread, **step.extra},
         )
-        _check_storable(sample)
+        check_storable(sample.to_json())
         samples.append(sample)
     return samples
 
@@ -88,9 +93,8 @@ def _check_target(target: Target, tools: tuple[Tool, ...], where: str) -> None:
             raise Reject("the label's text holds call or think tags, or nothing", target.text[:80] + where)
 
 
-def _check_storable(sample: Sample) -> None:
-    """Half a surrogate pair is no character: no UTF-8 file and no tokenizer can hold it."""
-    value = sample.to_json()
+def check_storable(value: Any) -> None:
+    """Half a surrogate pair is no character: no UTF-8 file and no tokenizer can hold it. Raises Reject."""
     if deeper_than(value):
         raise Reject("nested too deeply", f"more than {MAX_DEPTH} levels")
     try:
@@ -179,6 +183,49 @@ def read_answer(text: str, where: str) -> tuple[tuple[Call, ...], str, str]:
     if isinstance(parsed, ParseFailure):
         raise Reject("unreadable assistant turn", f"{where}: {parsed.detail}")
     return parsed.calls, parsed.text, parsed.reasoning
+
+
+def read_responses(text: str, where: str) -> list[str]:
+    """The contents of `<tool_response>` blocks that follow one another. Raises Reject."""
+    results, position = [], 0
+    while position < len(text):
+        match = _RESPONSE.match(text, position)
+        if match is None:
+            raise Reject("unreadable tool result", f"{where} holds more than <tool_response> blocks")
+        results.append(match[1])
+        position = match.end()
+    return results
+
+
+def read_results(text: str) -> list[Message]:
+    """A list of `{name, results}` is one tool message each; anything else is one tool message as it stands."""
+    try:
+        values = parse_json(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, list) or not values or not all(_is_result(value) for value in values):
+        return [Message("tool", text)]
+    return [Message("tool", json_text(value["results"]), name=value["name"]) for value in values]
+
+
+def _is_result(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"name", "results"} and isinstance(value["name"], str)
+
+
+def json_text(value: Any) -> str:
+    """What a tool returned, as text: a string as it is, anything else as JSON."""
+    return value if isinstance(value, str) else dump_json(value).decode()
+
+
+def without_instructions(text: str) -> tuple[str, str]:
+    """A system prompt in two: what it says of its own, and its sentences on functions and how to call them."""
+    own, instructions = "", ""
+    for sentence in _SENTENCE.split(text):
+        if _INSTRUCTION.search(sentence):
+            instructions += sentence
+        else:
+            own += sentence
+    return own.strip(), instructions.strip()
 
 
 def answer_target(calls: tuple[Call, ...], text: str) -> Target:

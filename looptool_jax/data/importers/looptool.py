@@ -19,6 +19,7 @@ from looptool_jax.data.importers.common import (
     answer_target,
     build_samples,
     read_answer,
+    read_responses,
     read_text,
     read_tools,
 )
@@ -29,7 +30,6 @@ _HOW_TO = re.compile(
     r"\s*For each function call, return a json object.*?XML tags:\s*<tool_call>\s*\{.*?\}\s*</tool_call>\.?", re.DOTALL
 )
 _TURN = re.compile(r"<\|im_end\|>\s*<\|im_start\|>(\w*)\n")
-_RESPONSE = re.compile(r"\s*<tool_response>\n?(.*?)\n?</tool_response>\s*(?=<tool_response>|\Z)", re.DOTALL)
 
 
 def convert(record: dict[str, Any], source: Source) -> list[Sample]:
@@ -95,14 +95,7 @@ def _read_user_turn(content: str, number: int) -> list[Message]:
         if not content.strip():
             raise Reject("empty user turn", f"turn {number} of input")
         return [Message("user", content)]
-    results, position = [], 0
-    while position < len(content):
-        match = _RESPONSE.match(content, position)
-        if match is None:
-            raise Reject("unreadable tool result", f"turn {number} of input holds more than <tool_response> blocks")
-        results.append(Message("tool", match[1]))
-        position = match.end()
-    return results
+    return [Message("tool", text) for text in read_responses(content, f"turn {number} of input")]
 
 
 _SCANNER = json.JSONDecoder(parse_int=str, parse_float=str)

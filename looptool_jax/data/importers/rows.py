@@ -1,4 +1,4 @@
-"""Source files as a sequence of rows: JSON lines, a JSON list, or parquet.
+"""Source files as a sequence of rows: JSON lines, a JSON list, parquet or arrow; or a data set of a library.
 
 Nothing is skipped: a piece that cannot be read becomes a row that says why.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from looptool_jax.data.files import DataError, PathLike, open_binary, parse_json, read_bytes
+from looptool_jax.data.importers.data_sets import data_set_values, is_data_set
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -32,10 +33,15 @@ class Row:
 
 
 def read_rows(path: PathLike) -> Iterator[Row]:
-    """Yield the records of a `.parquet` file, a JSON list or JSON lines. Raises DataError for an unreadable file."""
+    """Yield the records of a `.parquet` or `.arrow` file, a JSON list, JSON lines, or a data set (`tfds:`, `hf:`).
+
+    Raises DataError for what cannot be read at all.
+    """
+    if is_data_set(path):
+        return _rows_of(data_set_values(path))
     name = str(path).lower()
-    if name.endswith(".parquet"):
-        return _parquet(path)
+    if name.endswith((".parquet", ".arrow")):
+        return _rows_of(_arrow_values(path))
     if name.endswith(".jsonl"):
         return _json_lines(path)
     with open_binary(path) as file:
@@ -89,20 +95,30 @@ def _row(number: int, line: int, data: bytes) -> Row:
         return Row(number, line, raw, problem=str(error))
 
 
-def _parquet(path: PathLike) -> Iterator[Row]:
+def _rows_of(values: Iterable[Any]) -> Iterator[Row]:
+    for number, value in enumerate(values, 1):
+        yield _row(number, number, json.dumps(_json_value(value), default=str).encode("ascii"))
+
+
+def _arrow_values(path: PathLike) -> list[Any]:
+    kind = str(path).lower().rsplit(".", 1)[-1]
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError:
-        raise DataError(f"{path}: reading parquet needs pyarrow; install looptool-jax[parquet]") from None
+        raise DataError(f"{path}: reading {kind} needs pyarrow; install looptool-jax[parquet]") from None
 
+    data = io.BytesIO(read_bytes(path))
     try:
-        file = parquet.ParquetFile(io.BytesIO(read_bytes(path)))
-        values = [value for batch in file.iter_batches(batch_size=1024) for value in batch.to_pylist()]
+        if kind == "parquet":
+            batches = list(parquet.ParquetFile(data).iter_batches(batch_size=1024))
+        elif data.getvalue().startswith(b"ARROW1"):
+            batches = arrow.ipc.open_file(data).read_all().to_batches()
+        else:
+            batches = list(arrow.ipc.open_stream(data))
+        return [value for batch in batches for value in batch.to_pylist()]
     except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: no readable parquet file ({str(error).splitlines()[0]})") from None
-    for number, value in enumerate(values, 1):
-        yield _row(number, number, json.dumps(_json_value(value), default=str).encode("ascii"))
+        raise DataError(f"{path}: no readable {kind} file ({str(error).splitlines()[0]})") from None
 
 
 def _json_value(value: Any) -> Any:

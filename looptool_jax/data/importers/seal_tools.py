@@ -50,7 +50,7 @@ def read_documents(path: PathLike) -> Documents:
         try:
             if row.problem or not isinstance(row.value, dict):
                 raise Reject("unreadable tool document", row.problem)
-            tool = _read_document(row.value)
+            tool = read_document(row.value)
         except (Reject, SchemaError) as error:
             raise DataError(f"{path}:{row.line}: {error}") from None
         tools[tool.name] = tool
@@ -63,7 +63,8 @@ def read_documents(path: PathLike) -> Documents:
     return Documents(tools, {field: tuple(names) for field, names in fields.items()}, field_of)
 
 
-def _read_document(raw: dict[str, Any]) -> Tool:
+def read_document(raw: dict[str, Any]) -> Tool:
+    """A document of `tool.jsonl`. Raises Reject, SchemaError."""
     parameters = {
         "type": "object",
         "properties": read_object(raw.get("parameters"), "parameters"),

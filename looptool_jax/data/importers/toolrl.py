@@ -11,7 +11,7 @@ import re
 from itertools import pairwise
 from typing import Any
 
-from looptool_jax.data.files import dump_json, parse_json
+from looptool_jax.data.files import parse_json
 from looptool_jax.data.importers.common import (
     Reject,
     Source,
@@ -19,6 +19,7 @@ from looptool_jax.data.importers.common import (
     answer_target,
     build_samples,
     read_call,
+    read_results,
     read_text,
     read_tools,
 )
@@ -112,7 +113,7 @@ def _read_dialogue(text: str) -> list[Message]:
     for name, content in _blocks(text):
         if name in ("user", "obs"):
             close_turn()
-            messages += [Message("user", content)] if name == "user" else _read_results(content)
+            messages += [Message("user", content)] if name == "user" else read_results(content)
             continue
         if name in turn:
             close_turn()
@@ -148,18 +149,3 @@ def _read_calls(text: str) -> tuple[Call, ...]:
     if not calls:
         raise Reject("unreadable call", "a <tool_call> block is empty")
     return tuple(calls)
-
-
-def _read_results(text: str) -> list[Message]:
-    """A list of `{name, results}` is one tool message each; anything else is one tool message as it stands."""
-    try:
-        values = parse_json(text)
-    except ValueError:
-        values = None
-    if not isinstance(values, list) or not values or not all(_is_result(value) for value in values):
-        return [Message("tool", text)]
-    return [Message("tool", dump_json(value["results"]).decode(), name=value["name"]) for value in values]
-
-
-def _is_result(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == {"name", "results"} and isinstance(value["name"], str)
