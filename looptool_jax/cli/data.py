@@ -42,13 +42,13 @@ def import_(
 def _synthesize() -> None:
     """Seed data from language models: trees of a domain, API documents, simulated dialogues.
 
-    generator_model writes, or judge_model where there is none; judge_model verifies, and --model names it. It has to
-    follow instructions: the embedded model does not. Settings: synthesis.*
+    generator_model writes, or judge_model where there is none; judge_model verifies, and --model names its path.
+    Settings: synthesis.*
 
     \b
-    looptool synthesize trees --domain "Rail travel" --config paper_8b --out trees
-    looptool synthesize apis --trees trees/trees.yaml --count 2000 --config paper_8b --out apis
-    looptool synthesize dialogues --tools apis/tools.jsonl --count 3000 --config paper_8b --out seeds
+    looptool synthesize trees --domain "Rail travel" --out trees
+    looptool synthesize apis --trees trees/trees.yaml --count 2000 --out apis
+    looptool synthesize dialogues --tools apis/tools.jsonl --count 3000 --out seeds
     looptool run --config paper_8b data.source=seeds data.format=samples
     """
 
@@ -57,14 +57,14 @@ def _synthesize() -> None:
 def synthesize_trees(
     domain: Annotated[str, typer.Option("--domain", help="What the functions are about.")],
     out: Out,
-    config: Config = "quickstart",
+    config: Config = "synthesis",
     model: Model = None,
     overrides: Overrides = None,
 ) -> None:
     """Draft the context tree and the constraint tree of a domain; OUT/trees.yaml is yours to edit.
 
     \b
-    looptool synthesize trees --domain "Rail travel" --config paper_8b --out trees
+    looptool synthesize trees --domain "Rail travel" --out trees
     """
     from looptool_jax.config import ConfigError
     from looptool_jax.loop.synthesis import trees as stage
@@ -83,14 +83,14 @@ def synthesize_apis(
     trees: Annotated[list[str], typer.Option("--trees", help="Trees of a domain: a file, or a shipped name; several.")],
     out: Out,
     count: Count = None,
-    config: Config = "quickstart",
+    config: Config = "synthesis",
     model: Model = None,
     overrides: Overrides = None,
 ) -> None:
     """API documents from the trees: one leaf path of each makes a prompt, rules check what is written.
 
     \b
-    looptool synthesize apis --trees travel --count 500 --config paper_8b --model /models/Qwen3-14B --out apis
+    looptool synthesize apis --trees travel --count 500 --model /models/Qwen3-32B --out apis
     looptool synthesize apis --trees rail.yaml --trees banking.yaml --config mine.yaml --out apis
     """
     from looptool_jax.config import shipped_trees
@@ -111,7 +111,7 @@ def synthesize_dialogues(
     tools: Annotated[str, typer.Option("--tools", help="A file of tool documents, or world.")],
     out: Out,
     count: Count = None,
-    config: Config = "quickstart",
+    config: Config = "synthesis",
     model: Model = None,
     overrides: Overrides = None,
 ) -> None:
@@ -121,7 +121,7 @@ def synthesize_dialogues(
     procedural tools, whose calls are executed.
 
     \b
-    looptool synthesize dialogues --tools apis/tools.jsonl --count 3000 --config paper_8b --out seeds
+    looptool synthesize dialogues --tools apis/tools.jsonl --count 3000 --out seeds
     looptool synthesize dialogues --tools world --count 100 --config mine.yaml --out seeds synthesis.most_turns=6
     """
     from looptool_jax.loop.synthesis import simulate as stage

@@ -36,7 +36,7 @@ from looptool_jax.loop.prompts.synthesis import (
     user_messages,
 )
 from looptool_jax.loop.synthesis.config import SynthesisConfig
-from looptool_jax.loop.synthesis.tools import Backend, ToolEntry, draw_tools, is_error, shown
+from looptool_jax.loop.synthesis.tools import TIMEOUT, Backend, ToolEntry, draw_tools, is_error, shown
 from looptool_jax.toolcall import Call, Message, Origin, Parsed, Sample, Target, check_call, equal_calls, match
 from looptool_jax.toolcall.matcher import names_parameter
 from looptool_jax.toolcall.schema import find_tool
@@ -49,7 +49,6 @@ assistant, a step against the rules, samples that disagree, a need that does not
 
 MOST_CALL_STEPS = 6  # of one need
 MOST_QUESTIONS = 2  # of one need
-TIMEOUT = {"error": "the service timed out; try again"}
 _COMPLEX: tuple[Kind, ...] = ("multi_step", "parallel")
 _FIRST_DAY, _DAYS = date(2020, 1, 1), 7 * 365
 
@@ -279,10 +278,12 @@ class Dialogue:
             self._end("steps", f"more than {MOST_CALL_STEPS} steps of calls for one need", "")
             return
         self._results: list[tuple[Call, Any]] = []
+        self._meant_to_fail = False
         for i, call in enumerate(calls):
             result = None
             if self.backend.executes(call):
-                result = TIMEOUT if self._fails and i == 0 else self.backend.execute(call)
+                result = self.backend.time_out(call) if self._fails and i == 0 else self.backend.execute(call)
+                self._meant_to_fail |= result == TIMEOUT
                 self.executed += 1
             self._results.append((call, result))
         if any(result is None for _, result in self._results):
@@ -294,8 +295,10 @@ class Dialogue:
         """Results of the calls that nothing executes. Raises Unreadable."""
         waiting = [call for call, result in self._results if result is None]
         results = parse_results(reply, waiting)
-        if self._fails and self._results[0][1] is None and not is_error(results[0]):
-            raise Unreadable("the first call was to fail, and did not")
+        if self._fails and self._results[0][1] is None:
+            if not is_error(results[0]):
+                raise Unreadable("the first call was to fail, and did not")
+            self._meant_to_fail = True
         self.simulated += len(results)
         rest = iter(results)
         self._results = [(call, next(rest) if result is None else result) for call, result in self._results]
@@ -307,7 +310,7 @@ class Dialogue:
             self.messages.append(Message("tool", shown(result), name=call.name))
             if not is_error(result):
                 self._succeeded.append(call)
-            elif not (self._fails and i == 0):
+            elif i or not self._meant_to_fail:
                 self.steps[-1].refused = f"{call.name}: {shown(result)}"
         self._failed = any(is_error(result) for _, result in self._results)
         self._fails = False

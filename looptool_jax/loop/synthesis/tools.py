@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from looptool_jax.world import World, execute
 from looptool_jax.world.tools import WorldTool, split_tools
 
 NEAR = 4  # tools of one topic that a dialogue gets at a time
+TIMEOUT = {"error": "the service timed out; try again"}
 
 Group = tuple[str, ...]
 
@@ -41,6 +43,7 @@ def read_tools(path: PathLike) -> list[ToolEntry]:
     The same document twice is one. Raises DataError with file and line for a document that cannot be read.
     """
     entries: list[ToolEntry] = []
+    seen: dict[str, list[Tool]] = {}
     for row in read_rows(path):
         if row.problem:
             raise DataError(f"{path}:{row.line}: {row.problem}")
@@ -48,7 +51,8 @@ def read_tools(path: PathLike) -> list[ToolEntry]:
             tool = normalise_tool(row.value)
         except SchemaError as error:
             raise DataError(f"{path}:{row.line}: no tool document: {error}") from None
-        if all(tool != entry.tool for entry in entries if entry.tool.name == tool.name):
+        if tool not in seen.setdefault(tool.name, []):
+            seen[tool.name].append(tool)
             place = row.value.get("place")
             group = tuple(map(str, place[:-1])) if isinstance(place, list) else ()
             entries.append(ToolEntry(tool, group, _world_tool(tool)))
@@ -114,6 +118,11 @@ class Backend:
     def execute(self, call: Call) -> dict[str, Any]:
         """The result, {"error": reason} where the call fails."""
         return execute(self.world, call)
+
+    def time_out(self, call: Call) -> dict[str, Any]:
+        """As `execute`, but a call that would succeed times out, and nothing is done."""
+        result = execute(copy.deepcopy(self.world), call)
+        return result if is_error(result) else TIMEOUT
 
     def facts(self) -> str:
         """What a user of these tools has to know: which records exist, how dates and times are written."""
