@@ -427,3 +427,20 @@ def test_a_dialogue_draws_distinct_functions_of_few_topics():
         assert len({entry.tool.name for entry in chosen}) == 8
         assert 2 <= len({entry.group for entry in chosen}) <= 5
     assert len(draw_tools(Random(0), MINE, 30)) == len(MINE)
+
+
+@pytest.mark.timeout(300)
+def test_a_real_model_that_knows_none_of_this_is_counted_out(tmp_path):
+    """The embedded model was never trained for these roles: nothing comes of it, and everything is accounted for."""
+    env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+    command = [
+        sys.executable, "-c", MAIN, "synthesize", "dialogues", "--config", "micro", "--tools", "world", "--count", "3",
+        "--out", "out",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert_accounted(metrics, out)
+    assert metrics["dialogues"] == 3 and metrics["ended_plan"] + metrics["ended_length"] == 3
+    assert all(row["reply"] for row in rejected(out) if row["tier"] == "plan")
