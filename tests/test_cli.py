@@ -41,6 +41,7 @@ def test_help_lists_the_commands_without_importing_jax(tmp_path):
         "eval",
         "report",
         "import",
+        "synthesize",
         "publish",
         "export",
     )
@@ -49,10 +50,11 @@ def test_help_lists_the_commands_without_importing_jax(tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "probe", "judge", "expand", "compose", "train", "warmup", "eval", "report", "import", "publish", "export"],
-)
+    ["run", "probe", "judge", "expand", "compose", "train", "warmup", "eval", "report", "import", "publish", "export",
+     "synthesize", "synthesize trees", "synthesize apis", "synthesize dialogues"],
+)  # fmt: skip
 def test_every_help_has_an_example(command, tmp_path):
-    assert f"looptool {command} " in looptool(command, "--help", cwd=tmp_path).stdout
+    assert f"looptool {command} " in looptool(*command.split(), "--help", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,13 @@ def test_every_help_has_an_example(command, tmp_path):
         (["import", "missing.json", "--format", "openai", "--out", "out"], ["missing.json"]),
         (["publish", "nowhere", "--out", "out"], ["nowhere"]),
         (["warmup", "--out", "out", "seed=3"], ["--data"]),
+        (["synthesize", "apis", "--trees", "nowhere.yaml", "--out", "out"], ["nowhere.yaml"]),
+        (["synthesize", "dialogues", "--tools", "nowhere.jsonl", "--out", "out"], ["nowhere.jsonl"]),
+        (["synthesize", "trees", "--domain", " ", "--out", "out"], ["--domain", "what the functions are about"]),
+        (
+            ["synthesize", "dialogues", "--tools", "world", "--out", "out", "synthesis.most_turns=2"],
+            ["most_turns", "5"],
+        ),
         (["run", "--config", "micro", "policy.path=some-team/judge"], ["some-team/judge", "hf download"]),
         (["export", "--out", "out"], ["--run", "--model"]),
         (["export", "--run", "nowhere", "--out", "out"], ["nowhere", "no run"]),

@@ -65,8 +65,8 @@ def assert_accounted(metrics: dict, out: Path) -> None:
     assert metrics["accepted"] + sum(gone.values()) == metrics["steps"]
     rows = rejected(out)
     assert all(row["reason"] and "reply" in row for row in rows)
-    assert Counter(row["tier"] for row in rows if "sample" not in row) == Counter(ended)
-    assert Counter(row["tier"] for row in rows if "sample" in row) == Counter(gone)
+    assert Counter(row["tier"] for row in rows if "target" not in row) == Counter(ended)
+    assert Counter(row["tier"] for row in rows if "target" in row) == Counter(gone)
     samples = list(read_samples(out))
     assert len(samples) == metrics["accepted"] == sum(metrics[name] for name in (*KINDS, "summary"))
     assert json.loads((out / "metrics.json").read_text()) == metrics

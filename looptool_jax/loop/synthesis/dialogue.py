@@ -37,7 +37,7 @@ from looptool_jax.loop.prompts.synthesis import (
 )
 from looptool_jax.loop.synthesis.config import SynthesisConfig
 from looptool_jax.loop.synthesis.tools import TIMEOUT, Backend, ToolEntry, draw_tools, is_error, shown
-from looptool_jax.toolcall import Call, Message, Origin, Parsed, Sample, Target, check_call, equal_calls, match
+from looptool_jax.toolcall import Call, Message, Parsed, Target, check_call, equal_calls, match
 from looptool_jax.toolcall.matcher import names_parameter
 from looptool_jax.toolcall.schema import find_tool
 
@@ -112,7 +112,8 @@ class Dialogue:
         if self.stage == "tools":
             waiting = [call for call, result in self._results if result is None]
             first_fails = self._fails and self._results[0][1] is None
-            return [self._request(tool_messages(self.messages, self.tools, waiting, first_fails))]
+            called = [tool for tool in self.tools if tool.name in {call.name for call in waiting}]
+            return [self._request(tool_messages(self.messages, called, waiting, first_fails))]
         samples = (0, 1) if self.stage == "assistant" else (2,)
         prompt = assistant_messages(self.messages, self.tools)
         return [self._request(prompt, sample) for sample in samples]
@@ -145,19 +146,30 @@ class Dialogue:
         """The need that the dialogue is at."""
         return self.needs[self._need]
 
-    def samples(self) -> list[tuple[Step, Sample]]:
-        """Every assistant step as a sample."""
-        return [(step, self._sample(number, step)) for number, step in enumerate(self.steps, 1)]
-
     def to_json(self) -> dict[str, Any]:
-        """The dialogue for people: what was planned, what was said, and what ended it."""
+        """The dialogue, its steps as labels at their places among the messages, and what ended it."""
         return {
             "id": self.id,
             "kinds": list(self.kinds),
             "plan": [need.to_json() for need in self.needs],
+            "tools": [tool.to_json() for tool in self.tools],
             "messages": [message.to_json() for message in self.messages],
+            "steps": [self._step_to_json(number, step) for number, step in enumerate(self.steps, 1)],
+            "votes": self.votes,
+            "executed": self.executed,
+            "simulated": self.simulated,
             "tier": self.tier,
         } | ({"reason": self.reason, "reply": self.reply} if self.tier else {})
+
+    def _step_to_json(self, number: int, step: Step) -> dict[str, Any]:
+        return {
+            "id": f"{self.id}-{number:02d}",
+            "place": step.place,
+            "turn": step.need + 1,
+            "category": self._category(step),
+            "target": step.target.to_json(),
+            "tier": "refused" if step.refused else "",
+        } | ({"reason": step.refused, "reply": ""} if step.refused else {})
 
     def _request(self, messages: list[Message], sample: int = 0) -> ChatRequest:
         key = key_for(self.seed, "synthesize", self.id, self.stage, len(self.messages), sample)
@@ -315,18 +327,6 @@ class Dialogue:
         self._failed = any(is_error(result) for _, result in self._results)
         self._fails = False
         self.stage = "assistant"
-
-    def _sample(self, number: int, step: Step) -> Sample:
-        kind = self.needs[step.need].kind
-        return Sample(
-            id=f"{self.id}-{number:02d}",
-            tools=self.tools,
-            messages=tuple(self.messages[: step.place]),
-            target=step.target,
-            origin=Origin("seed", 1, scenario=kind),
-            category=self._category(step),
-            extra={"source": "synthesized", "dialogue": self.id, "turn": step.need + 1},
-        )
 
     def _category(self, step: Step) -> str:
         """What a step tests, by what happened and not by the plan."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from looptool_jax.loop.prompts.synthesis import KINDS
 from looptool_jax.loop.synthesis.config import SynthesisConfig
 from looptool_jax.loop.synthesis.dialogue import TIERS, Dialogue
 from looptool_jax.loop.synthesis.tools import ToolEntry
-from looptool_jax.toolcall import Sample
+from looptool_jax.toolcall import Message, Origin, Sample, Target, Tool
 
 CATEGORIES = (*KINDS, "summary")
 SAMPLE_TIERS = ("refused", "judge", "context", "duplicate")
@@ -35,14 +36,14 @@ def synthesize_dialogues(
     """Simulate `cfg.count` dialogues and return the metrics; `judge` may be None where `cfg.verify` is "rules".
 
     Writes a sample set into `out` (one sample per assistant step that passed both tiers; `data.source` of a run can be
-    this folder), `out/dialogues.jsonl`, `out/rejected.jsonl` (dialogues that ended early and samples that were
-    rejected, with tier, reason and reply) and `out/metrics.json`.
+    this folder), `out/dialogues.jsonl` (all that was said, and what became of every step), `out/rejected.jsonl`
+    (dialogues that ended early and steps that are no samples, with tier, reason and reply) and `out/metrics.json`.
     """
 
     def work(numbers: Sequence[int]) -> list[dict[str, Any]]:
         dialogues = [Dialogue(number, tools, seed, cfg) for number in numbers]
         _advance(generator, dialogues, cfg, console)
-        rows = [_row(dialogue) for dialogue in dialogues]
+        rows = [dialogue.to_json() for dialogue in dialogues]
         if cfg.verify != "rules":
             assert judge is not None
             _verify(judge, rows, cfg, console)
@@ -51,13 +52,12 @@ def synthesize_dialogues(
     console.expect(cfg.count)
     rows = process_in_chunks(range(cfg.count), cfg.chunk, join(out, "progress.jsonl"), work)
     _reject_duplicates(rows)
-    steps = [step for row in rows for step in row["steps"]]
-    accepted = [Sample.from_json(step["sample"]) for step in steps if not step["tier"]]
+    accepted = [sample for row in rows for step, sample in _samples(row) if not step["tier"]]
     write_samples(out, accepted)
-    write_jsonl(join(out, "dialogues.jsonl"), [row["dialogue"] for row in rows])
-    ended = [{key: row["dialogue"][key] for key in ("id", "tier", "reason", "reply")} for row in rows if row["tier"]]
-    write_jsonl(join(out, "rejected.jsonl"), [*ended, *(step for step in steps if step["tier"])])
-    metrics = _metrics(rows, steps, accepted)
+    write_jsonl(join(out, "dialogues.jsonl"), rows)
+    dropped = [each for row in rows for each in (row, *row["steps"]) if each["tier"]]
+    write_jsonl(join(out, "rejected.jsonl"), [_rejection(each) for each in dropped])
+    metrics = _metrics(rows, accepted)
     write_bytes(join(out, "metrics.json"), dump_json(metrics) + b"\n")
     return metrics
 
@@ -79,30 +79,33 @@ def _advance(generator: ChatModel, dialogues: Sequence[Dialogue], cfg: Synthesis
         console.advance(before - len(going))
 
 
-def _row(dialogue: Dialogue) -> dict[str, Any]:
-    """A dialogue that is over, with its steps as samples; `tier` of a step names what rejected it."""
-    steps = [
-        {"sample": sample.to_json(), "tier": "refused", "reason": step.refused, "reply": ""}
-        if step.refused
-        else {"sample": sample.to_json(), "tier": ""}
-        for step, sample in dialogue.samples()
-    ]
-    return {
-        "dialogue": dialogue.to_json(),
-        "tier": dialogue.tier,
-        "steps": steps,
-        "votes": dialogue.votes,
-        "executed": dialogue.executed,
-        "simulated": dialogue.simulated,
-    }
+def _samples(row: dict[str, Any]) -> list[tuple[dict[str, Any], Sample]]:
+    """Every step of a dialogue, and what it is as a sample."""
+    tools = tuple(map(Tool.from_json, row["tools"]))
+    messages = tuple(map(Message.from_json, row["messages"]))
+    return [
+        (
+            step,
+            Sample(
+                step["id"], tools, messages[: step["place"]], Target.from_json(step["target"]),
+                Origin("seed", 1, scenario=row["plan"][step["turn"] - 1]["kind"]), step["category"],
+                extra={"source": "synthesized", "dialogue": row["id"], "turn": step["turn"]},
+            ),
+        )
+        for step in row["steps"]
+    ]  # fmt: skip
+
+
+def _rejection(row: dict[str, Any]) -> dict[str, Any]:
+    """What is told of a dialogue that ended early, or of a step that is no sample."""
+    return {key: row[key] for key in ("id", "tier", "reason", "target", "reply") if key in row}
 
 
 def _verify(judge: ChatModel, rows: list[dict[str, Any]], cfg: SynthesisConfig, console: Console) -> None:
     """Tier 2: the judge finds every step right. Behind one that it does not, the rest of the dialogue goes too."""
-    asked = [step for row in rows for step in row["steps"] if not step["tier"]]
-    samples = [Sample.from_json(step["sample"]) for step in asked]
-    requests = [ChatRequest(sample.id, verify_messages(sample)) for sample in samples]
-    for step, reply in zip(asked, judge.chat(requests, cfg.verify_answers, console.tokens), strict=True):
+    asked = [(step, sample) for row in rows for step, sample in _samples(row) if not step["tier"]]
+    requests = [ChatRequest(sample.id, verify_messages(sample)) for _, sample in asked]
+    for (step, _), reply in zip(asked, judge.chat(requests, cfg.verify_answers, console.tokens), strict=True):
         if (verdict := parse_verification(reply.text)) is not True:
             reason = "no verdict on the last line" if verdict is None else "the judge finds it incorrect"
             step.update(tier="judge", reason=reason, reply=reply.text)
@@ -111,32 +114,31 @@ def _verify(judge: ChatModel, rows: list[dict[str, Any]], cfg: SynthesisConfig, 
         for step in row["steps"]:
             if wrong and not step["tier"]:
                 step.update(tier="context", reason=f"{wrong} is part of its context", reply="")
-            wrong = wrong or (step["sample"]["id"] if step["tier"] == "judge" else "")
+            wrong = wrong or (step["id"] if step["tier"] == "judge" else "")
 
 
 def _reject_duplicates(rows: Sequence[dict[str, Any]]) -> None:
+    """A sample must differ from every earlier one in its tools, its context or its label."""
     seen: dict[bytes, str] = {}
     for row in rows:
         for step in row["steps"]:
             if step["tier"]:
                 continue
-            sample = step["sample"]
-            first = seen.setdefault(dump_json([sample["messages"], sample["target"]]), sample["id"])
-            if first != sample["id"]:
+            content = dump_json([row["tools"], row["messages"][: step["place"]], step["target"]])
+            first = seen.setdefault(hashlib.sha256(content).digest(), step["id"])
+            if first != step["id"]:
                 step.update(tier="duplicate", reason=f"equal to {first}", reply="")
 
 
-def _metrics(
-    rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]], accepted: Sequence[Sample]
-) -> dict[str, Any]:
+def _metrics(rows: Sequence[dict[str, Any]], accepted: Sequence[Sample]) -> dict[str, Any]:
     ended = Counter(row["tier"] for row in rows)
-    rejected = Counter(step["tier"] for step in steps)
+    rejected = Counter(step["tier"] for row in rows for step in row["steps"])
     categories = Counter(sample.category for sample in accepted)
     return {
         "dialogues": len(rows),
         "finished": ended[""],
         **{f"ended_{tier}": ended[tier] for tier in TIERS},
-        "steps": len(steps),
+        "steps": rejected.total(),
         "accepted": len(accepted),
         **{f"rejected_{tier}": rejected[tier] for tier in SAMPLE_TIERS},
         **{name: sum(row[name] for row in rows) for name in ("votes", "executed", "simulated")},
