@@ -18,13 +18,22 @@ from hypothesis import strategies as st
 
 from looptool_jax.data.store import DataError, dump_json, read_jsonl, read_samples
 from looptool_jax.loop.console import Console
-from looptool_jax.loop.prompts.synthesis import KINDS, Unreadable, parse_plan
+from looptool_jax.loop.prompts.synthesis import (
+    KINDS,
+    Need,
+    Unreadable,
+    assistant_messages,
+    parse_plan,
+    plan_messages,
+    tool_messages,
+    user_messages,
+)
 from looptool_jax.loop.synthesis.config import SynthesisConfig
 from looptool_jax.loop.synthesis.dialogue import TIERS, Dialogue
 from looptool_jax.loop.synthesis.simulate import SAMPLE_TIERS, synthesize_dialogues
 from looptool_jax.loop.synthesis.tools import TIMEOUT, ToolEntry, draw_tools, read_tools, world_tools
 from looptool_jax.loop.synthesize import DataConfig, _load
-from looptool_jax.toolcall import Call, Tool, check_call, get_format, match
+from looptool_jax.toolcall import Call, Message, Tool, check_call, get_format, match
 from looptool_jax.world import World, execute, recognise
 
 from .player import Player
@@ -254,6 +263,56 @@ def test_a_reply_that_is_none_ends_the_dialogue_with_its_text(tmp_path, role, re
         dialogue.receive(player.chat(dialogue.requests(), None, None))
     assert dialogue.tier == tier and words in dialogue.reason
     assert dialogue.reply == ("" if reply in ("length", "prompt_too_long") else reply)
+
+
+def test_a_need_that_does_not_end_is_cut(tmp_path):
+    """An assistant that always has one more call, or one more question."""
+
+    class Eager(Player):
+        def assistant(self, system: str, user: str) -> str:
+            return json.dumps({"name": "weather", "arguments": {"city": f"Town {user.count('TOOL:')}"}})
+
+    class Curious(Player):
+        def assistant(self, system: str, user: str) -> str:
+            return "Which city do you mean?"
+
+    only = [entry for entry in MINE if entry.tool.name == "weather"]
+    for name, player, tier, steps in (("eager", Eager(), "steps", 6), ("curious", Curious(), "rules", 2)):
+        dialogue = Dialogue(0, only, 0, SynthesisConfig(**SIZES))
+        dialogue.kinds = ("single",)
+        while dialogue.stage != "over":
+            dialogue.receive(player.chat(dialogue.requests(), None, None))
+        assert (dialogue.tier, len(dialogue.steps)) == (tier, steps), name
+        assert dialogue.reply and dialogue.messages[-1].role in ("user", "tool")
+
+
+def test_nothing_is_missing_where_nothing_is_required():
+    cfg = SynthesisConfig(**SIZES | {"most_turns": 40})
+    assert "missing_parameter" not in Dialogue(0, [ToolEntry(tool("ping"))], 0, cfg).kinds
+    kinds = Counter(kind for number in range(60) for kind in Dialogue(number, MINE, 0, cfg).kinds)
+    assert set(kinds) == set(KINDS)
+    few = SynthesisConfig(**SIZES | {"least_turns": 1, "most_turns": 1})
+    assert {Dialogue(number, MINE, 0, few).kinds[0] for number in range(40)} == {"multi_step", "parallel"}
+
+
+def test_prompts_are_filled_in_one_pass_and_the_user_sees_no_calls():
+    said = [
+        Message("user", "Go to {tools}."),
+        Message("assistant", calls=(Call("ping"),)),
+        Message("tool", "{calls}", name="ping"),
+        Message("assistant", "Done."),
+    ]
+    need = Need("single", "Ask for {style}.", ("ping",), ())
+    tools = [entry.tool for entry in MINE]
+    user = "".join(message.content for message in user_messages(said, need, ("city",), "calm"))
+    assert "USER: Go to {tools}." in user and "ASSISTANT: Done." in user and "Leave out for now: city." in user
+    assert "Ask for {style}." in user and "ping" not in user and "TOOL" not in user
+    assistant = "".join(message.content for message in assistant_messages(said, tools))
+    assert assistant.count('{"type": "function"') == len(tools) and "TOOL: {calls}" in assistant
+    results = "".join(message.content for message in tool_messages(said, tools, [Call("ping"), Call("ping")], True))
+    assert results.count('{"name": "ping", "arguments": {}}') == 3 and "fails this time" in results
+    plan = "".join(message.content for message in plan_messages(tools, "{date}", "2024-05-01", ["single", "no_tool"]))
+    assert "\n\n{date}\n\n" in plan and "1. single\n2. no_tool" in plan and "Today is 2024-05-01." in plan
 
 
 @pytest.mark.parametrize(

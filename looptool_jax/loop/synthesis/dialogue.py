@@ -12,6 +12,7 @@ steps before stand: each is a sample of its own, whose context holds nothing of 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -36,8 +37,8 @@ from looptool_jax.loop.prompts.synthesis import (
     user_messages,
 )
 from looptool_jax.loop.synthesis.config import SynthesisConfig
-from looptool_jax.loop.synthesis.tools import TIMEOUT, Backend, ToolEntry, draw_tools, is_error, shown
-from looptool_jax.toolcall import Call, Message, Parsed, Target, check_call, equal_calls, match
+from looptool_jax.loop.synthesis.tools import TIMEOUT, Backend, ToolEntry, draw_tools, is_error
+from looptool_jax.toolcall import Call, Message, Parsed, Target, Tool, check_call, equal_calls, match
 from looptool_jax.toolcall.matcher import names_parameter
 from looptool_jax.toolcall.schema import find_tool
 
@@ -91,7 +92,7 @@ class Dialogue:
         chosen = draw_tools(rng, entries, rng.randint(cfg.least_tools, cfg.most_tools))
         self.tools = tuple(entry.tool for entry in chosen)
         self.backend = Backend(self.id, chosen)
-        self.kinds = _draw_kinds(rng, rng.randint(cfg.least_turns, cfg.most_turns))
+        self.kinds = _draw_kinds(rng, rng.randint(cfg.least_turns, cfg.most_turns), self.tools)
         self.style = rng.choice(STYLES)
         self.date = (_FIRST_DAY + timedelta(rng.randrange(_DAYS))).isoformat()
         self.messages = [Message("system", f"The current time is {self.date}.")]
@@ -272,6 +273,9 @@ class Dialogue:
 
     def _accept(self, draft: _Draft) -> None:
         assert draft.message and draft.target
+        if draft.target.is_call and self._call_steps == MOST_CALL_STEPS:
+            self._end("steps", f"more than {MOST_CALL_STEPS} steps of calls for one need", draft.reply)
+            return
         self.steps.append(Step(len(self.messages), self._need, draft.target, self._failed))
         self.messages.append(draft.message)
         if draft.target.is_call:
@@ -286,9 +290,6 @@ class Dialogue:
     def _call(self, calls: Sequence[Call]) -> None:
         """Run what can be run; the generator simulates the rest."""
         self._call_steps += 1
-        if self._call_steps > MOST_CALL_STEPS:
-            self._end("steps", f"more than {MOST_CALL_STEPS} steps of calls for one need", "")
-            return
         self._results: list[tuple[Call, Any]] = []
         self._meant_to_fail = False
         for i, call in enumerate(calls):
@@ -319,11 +320,11 @@ class Dialogue:
     def _answered(self) -> None:
         """All results are there. A call that fails although nothing had it fail is no label."""
         for i, (call, result) in enumerate(self._results):
-            self.messages.append(Message("tool", shown(result), name=call.name))
+            self.messages.append(Message("tool", json.dumps(result, ensure_ascii=False), name=call.name))
             if not is_error(result):
                 self._succeeded.append(call)
             elif i or not self._meant_to_fail:
-                self.steps[-1].refused = f"{call.name}: {shown(result)}"
+                self.steps[-1].refused = f"{call.name}: {json.dumps(result, ensure_ascii=False)}"
         self._failed = any(is_error(result) for _, result in self._results)
         self._fails = False
         self.stage = "assistant"
@@ -340,9 +341,13 @@ class Dialogue:
         return "multi_step" if len(of_need) > 1 else "single"
 
 
-def _draw_kinds(rng: Random, count: int) -> tuple[Kind, ...]:
-    """Kinds of `count` turns; at least one takes several calls, as in the released planner's prompt."""
-    kinds = rng.choices(list(KINDS), list(KINDS.values()), k=count)
+def _draw_kinds(rng: Random, count: int, tools: Sequence[Tool]) -> tuple[Kind, ...]:
+    """Kinds of `count` turns; at least one takes several calls, as in the released planner's prompt. Where no tool
+    requires anything, nothing can be missing."""
+    weights = dict(KINDS)
+    if not any(tool.required for tool in tools):
+        del weights["missing_parameter"]
+    kinds = rng.choices(list(weights), list(weights.values()), k=count)
     if not set(kinds) & set(_COMPLEX):
         kinds[rng.randrange(count)] = rng.choice(_COMPLEX)
     return tuple(kinds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -141,8 +140,3 @@ class Backend:
 def is_error(result: Any) -> bool:
     """Whether a result says that its call failed."""
     return isinstance(result, dict) and "error" in result
-
-
-def shown(result: Any) -> str:
-    """A result as a tool message has it."""
-    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
