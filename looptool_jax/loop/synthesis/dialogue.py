@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 from random import Random
 from typing import Any, Literal
@@ -82,6 +82,22 @@ class _Draft:
     reason: str = ""
 
 
+@dataclass
+class _Progress:
+    """How far the present need is.
+
+    withheld: parameters that the user leaves out. to_fail: the next call is to fail. failed: one of the last calls did.
+    succeeded: the calls that did not. questions, call_steps: how many there were.
+    """
+
+    withheld: tuple[str, ...]
+    to_fail: bool
+    failed: bool = False
+    succeeded: list[Call] = field(default_factory=list)
+    questions: int = 0
+    call_steps: int = 0
+
+
 class Dialogue:
     """Dialogue `number` over a few of the tools; `stage` "over" is its end, `tier` what ended it early."""
 
@@ -102,17 +118,20 @@ class Dialogue:
         self.tier = self.reason = self.reply = ""
         self.votes = self.executed = self.simulated = 0
         self._need = -1
+        self._now = _Progress((), to_fail=False)
         self._drafts: list[_Draft] = []
+        self._results: list[tuple[Call, Any]] = []
+        self._meant_to_fail = False
 
     def requests(self) -> list[ChatRequest]:
         """What the generator is asked next: two samples of an assistant step, one reply otherwise."""
         if self.stage == "plan":
             return [self._request(plan_messages(self.tools, self.backend.facts(), self.date, self.kinds))]
         if self.stage == "user":
-            return [self._request(user_messages(self.messages, self.need, self._withheld, self.style))]
+            return [self._request(user_messages(self.messages, self.need, self._now.withheld, self.style))]
         if self.stage == "tools":
             waiting = [call for call, result in self._results if result is None]
-            first_fails = self._fails and self._results[0][1] is None
+            first_fails = self._now.to_fail and self._results[0][1] is None
             called = [tool for tool in self.tools if tool.name in {call.name for call in waiting}]
             return [self._request(tool_messages(self.messages, called, waiting, first_fails))]
         samples = (0, 1) if self.stage == "assistant" else (2,)
@@ -136,7 +155,7 @@ class Dialogue:
                 self._next_need()
             elif self.stage == "user":
                 self.messages.append(Message("user", parse_user(reply.text)))
-                self.stage, self._failed = "assistant", False
+                self.stage, self._now.failed = "assistant", False
             else:
                 self._simulated(reply.text)
         except Unreadable as error:
@@ -185,10 +204,7 @@ class Dialogue:
             self.stage = "over"
             return
         self.stage = "user"
-        self._withheld = self.need.missing
-        self._questions = self._call_steps = 0
-        self._succeeded: list[Call] = []
-        self._fails = self.need.kind == "tool_error"
+        self._now = _Progress(self.need.missing, to_fail=self.need.kind == "tool_error")
 
     def _draft(self, reply: Answer) -> _Draft:
         """A sample of the step, held against the rules."""
@@ -210,35 +226,35 @@ class Dialogue:
             return Target(calls=message.calls, text=text)
         if self.need.kind == "no_tool":
             return Target(text=text, intent="refuse")
-        if self._withheld:
-            unnamed = [name for name in self._withheld if not names_parameter(text, name)]
+        if self._now.withheld:
+            unnamed = [name for name in self._now.withheld if not names_parameter(text, name)]
             if "?" not in text or unnamed:
-                raise _Broken(f"does not ask for {', '.join(unnamed or self._withheld)}")
-            return Target(text=text, intent="clarify", missing=self._withheld)
+                raise _Broken(f"does not ask for {', '.join(unnamed or self._now.withheld)}")
+            return Target(text=text, intent="clarify", missing=self._now.withheld)
         if "?" in text:
-            if self._questions == MOST_QUESTIONS:
+            if self._now.questions == MOST_QUESTIONS:
                 raise _Broken(f"asks more than {MOST_QUESTIONS} questions about one need")
             return Target(text=text, intent="clarify", missing=self._asked_for(text))
-        if not self._succeeded:
+        if not self._now.succeeded:
             raise _Broken("calls nothing, and asks for nothing, where a function can do what is wanted")
         return Target(text=text, intent="answer")
 
     def _check_calls(self, calls: Sequence[Call]) -> None:
         if self.need.kind == "no_tool":
             raise _Broken(f"calls {calls[0].name} where no function can do what is wanted")
-        if self._withheld:
-            raise _Broken(f"calls although the user did not give {', '.join(self._withheld)}")
+        if self._now.withheld:
+            raise _Broken(f"calls although the user did not give {', '.join(self._now.withheld)}")
         if problems := [f"{call.name}: {line}" for call in calls for line in check_call(call, self.tools)]:
             raise _Broken("; ".join(problems))
         for i, call in enumerate(calls):
             if any(equal_calls(call, other, self.tools) for other in calls[:i]):
                 raise _Broken(f"{call.name}: the same call twice")
-            if any(equal_calls(call, other, self.tools) for other in self._succeeded):
+            if any(equal_calls(call, other, self.tools) for other in self._now.succeeded):
                 raise _Broken(f"{call.name}: repeats a call that succeeded")
 
     def _asked_for(self, text: str) -> tuple[str, ...]:
         """The required parameters that a question before the first call names."""
-        if self._call_steps:
+        if self._now.call_steps:
             return ()
         tools = [tool for name in self.need.tools if (tool := find_tool(name, self.tools))]
         names = dict.fromkeys(name for tool in tools for name in tool.required)
@@ -273,29 +289,28 @@ class Dialogue:
 
     def _accept(self, draft: _Draft) -> None:
         assert draft.message and draft.target
-        if draft.target.is_call and self._call_steps == MOST_CALL_STEPS:
+        if draft.target.is_call and self._now.call_steps == MOST_CALL_STEPS:
             self._end("steps", f"more than {MOST_CALL_STEPS} steps of calls for one need", draft.reply)
             return
-        self.steps.append(Step(len(self.messages), self._need, draft.target, self._failed))
+        self.steps.append(Step(len(self.messages), self._need, draft.target, self._now.failed))
         self.messages.append(draft.message)
         if draft.target.is_call:
             self._call(draft.message.calls)
         elif draft.target.intent == "clarify":
-            self._questions += 1
-            self._withheld = ()
+            self._now.questions += 1
+            self._now.withheld = ()
             self.stage = "user"
         else:
             self._next_need()
 
     def _call(self, calls: Sequence[Call]) -> None:
         """Run what can be run; the generator simulates the rest."""
-        self._call_steps += 1
-        self._results: list[tuple[Call, Any]] = []
-        self._meant_to_fail = False
+        self._now.call_steps += 1
+        self._results, self._meant_to_fail = [], False
         for i, call in enumerate(calls):
             result = None
             if self.backend.executes(call):
-                result = self.backend.time_out(call) if self._fails and i == 0 else self.backend.execute(call)
+                result = self.backend.time_out(call) if self._now.to_fail and i == 0 else self.backend.execute(call)
                 self._meant_to_fail |= result == TIMEOUT
                 self.executed += 1
             self._results.append((call, result))
@@ -308,7 +323,7 @@ class Dialogue:
         """Results of the calls that nothing executes. Raises Unreadable."""
         waiting = [call for call, result in self._results if result is None]
         results = parse_results(reply, waiting)
-        if self._fails and self._results[0][1] is None:
+        if self._now.to_fail and self._results[0][1] is None:
             if not is_error(results[0]):
                 raise Unreadable("the first call was to fail, and did not")
             self._meant_to_fail = True
@@ -322,11 +337,11 @@ class Dialogue:
         for i, (call, result) in enumerate(self._results):
             self.messages.append(Message("tool", json.dumps(result, ensure_ascii=False), name=call.name))
             if not is_error(result):
-                self._succeeded.append(call)
+                self._now.succeeded.append(call)
             elif i or not self._meant_to_fail:
                 self.steps[-1].refused = f"{call.name}: {json.dumps(result, ensure_ascii=False)}"
-        self._failed = any(is_error(result) for _, result in self._results)
-        self._fails = False
+        self._now.failed = any(is_error(result) for _, result in self._results)
+        self._now.to_fail = False
         self.stage = "assistant"
 
     def _category(self, step: Step) -> str:
