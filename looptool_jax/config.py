@@ -86,6 +86,11 @@ def shipped_configs() -> dict[str, Path]:
     return {file.stem: file for file in sorted(_folder().glob("*.yaml"))}
 
 
+def shipped_trees() -> dict[str, Path]:
+    """The trees of domains that come with the program, by name."""
+    return {file.stem: file for file in sorted((_folder() / "trees").glob("*.yaml"))}
+
+
 def keep_config(cfg: RunConfig) -> None:
     """Write the configuration into the run directory, or hold it against the one that is there.
 

@@ -41,6 +41,7 @@ def test_help_lists_the_commands_without_importing_jax(tmp_path):
         "eval",
         "report",
         "import",
+        "synthesize",
         "publish",
         "export",
         "data",
@@ -52,7 +53,8 @@ def test_help_lists_the_commands_without_importing_jax(tmp_path):
     "command",
     [
         *("run", "probe", "judge", "expand", "compose", "train", "warmup", "eval", "report", "import", "publish"),
-        *("export", "data", "data inspect", "data export", "data tools"),
+        *("export", "data", "data inspect", "data export", "data tools", "data contamination"),
+        *("synthesize", "synthesize trees", "synthesize apis", "synthesize dialogues"),
     ],
 )
 def test_every_help_has_an_example(command, tmp_path):
@@ -80,6 +82,13 @@ def test_every_help_has_an_example(command, tmp_path):
         (["data", "export", "missing.jsonl", "--format", "xlam", "--out", "x.jsonl"], ["missing.jsonl"]),
         (["data", "tools", "missing.json", "--format", "openapi", "--out", "x.jsonl"], ["missing.json"]),
         (["warmup", "--out", "out", "seed=3"], ["--data"]),
+        (["synthesize", "apis", "--trees", "nowhere.yaml", "--out", "out"], ["nowhere.yaml"]),
+        (["synthesize", "dialogues", "--tools", "nowhere.jsonl", "--out", "out"], ["nowhere.jsonl"]),
+        (["synthesize", "trees", "--domain", " ", "--out", "out"], ["--domain", "what the functions are about"]),
+        (
+            ["synthesize", "dialogues", "--tools", "world", "--out", "out", "synthesis.most_turns=2"],
+            ["most_turns", "5"],
+        ),
         (["run", "--config", "micro", "policy.path=some-team/judge"], ["some-team/judge", "hf download"]),
         (["export", "--out", "out"], ["--run", "--model"]),
         (["export", "--run", "nowhere", "--out", "out"], ["nowhere", "no run"]),

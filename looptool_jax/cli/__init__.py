@@ -5,10 +5,18 @@ from __future__ import annotations
 import logging
 import traceback
 
-from looptool_jax.cli import closed_loop, data, evals, models
+from looptool_jax.cli import closed_loop, data, evals, models, synthesis
 from looptool_jax.cli.common import app, end
 
-__all__ = ["app", "closed_loop", "data", "evals", "main", "models"]  # each module adds its commands to `app`
+__all__ = [
+    "app",
+    "closed_loop",
+    "data",
+    "evals",
+    "main",
+    "models",
+    "synthesis",
+]  # each module adds its commands to `app`
 
 
 def main() -> None:

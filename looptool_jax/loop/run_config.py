@@ -14,6 +14,7 @@ from looptool_jax.loop.expand import ExpandConfig
 from looptool_jax.loop.judge import JudgeConfig
 from looptool_jax.loop.probe import ProbeConfig
 from looptool_jax.loop.reward import RewardConfig
+from looptool_jax.loop.synthesis.config import SynthesisConfig
 from looptool_jax.loop.synthesize import DataConfig
 from looptool_jax.loop.train import TrainConfig
 from looptool_jax.loop.warmup import WARMUP_SEEDS, WarmupConfig
@@ -22,7 +23,7 @@ from looptool_jax.parallel.mesh import MeshConfig
 
 @dataclass
 class RunConfig:
-    """Everything `looptool run` can be told.
+    """Everything `looptool run` can be told; `synthesis` is what `looptool synthesize` can.
 
     run_dir: where artifacts go, a local folder or gs://bucket/folder; the same command there resumes. rounds: J.
     finish_loop: also probe, judge, expand and compose after the last round. static: train every round on seeds only
@@ -49,6 +50,7 @@ class RunConfig:
     expand: ExpandConfig = field(default_factory=ExpandConfig)
     compose: ComposeConfig = field(default_factory=ComposeConfig)
     evaluate: EvalConfig = field(default_factory=EvalConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
 
     def __post_init__(self) -> None:
         check_bucket(self.run_dir)

@@ -1,4 +1,5 @@
-"""Prompts of the judge, the generator and the verifier, and the readers of what they answer (paper, App. G).
+"""Prompts of the judge, the generator and the verifier, and the readers of what they answer (paper, App. G). Those of
+seed synthesis are in `synthesis.py`.
 
 Judge and generator have two variants: `full`, for models that follow instructions, and `compact`, the short form the
 embedded model was trained on. A prompt is a text file with a [system] and a [user] section; `{placeholders}` are
@@ -125,7 +126,7 @@ def parse_expansion(reply: str, seed: Sample) -> Expansion | str:
     Turns start with USER:, ASSISTANT: or TOOL: at the beginning of a line and run, paragraphs included, to the next
     marker; without a marker the whole input is one user turn. System messages are the seed's.
     """
-    text = _without_thinking(reply)
+    text = without_thinking(reply)
     if text is None:
         return "the think block is not closed"
     parts = re.split(r"^(INPUT|OUTPUT):", text, flags=re.MULTILINE)
@@ -137,7 +138,7 @@ def parse_expansion(reply: str, seed: Sample) -> Expansion | str:
     if not parts[4].strip():
         return "OUTPUT: is empty"
     system = tuple(message for message in seed.messages if message.role == "system")
-    return Expansion((*system, *turns), _with_tags(parts[4].strip()))
+    return Expansion((*system, *turns), with_tags(parts[4].strip()))
 
 
 def written(target: Target) -> str:
@@ -179,19 +180,24 @@ def _sections(name: str, variant: Variant) -> tuple[str, str]:
     return system.rstrip("\n"), user.rstrip("\n")
 
 
-def _fill(name: str, variant: Variant, sample: Sample, **values: str) -> list[Message]:
-    values |= {"tools": tools_text(sample.tools), "conversation": conversation_text(sample.messages)}
+def fill(name: str, variant: Variant, **values: str) -> list[Message]:
+    """The prompt of a file, its placeholders filled in one pass."""
     system, user = (
         re.sub(r"\{([a-z_0-9]+)\}", lambda found: values[found[1]], section) for section in _sections(name, variant)
     )
     return [Message("system", system), Message("user", user)]
 
 
+def _fill(name: str, variant: Variant, sample: Sample, **values: str) -> list[Message]:
+    tools, conversation = tools_text(sample.tools), conversation_text(sample.messages)
+    return fill(name, variant, tools=tools, conversation=conversation, **values)
+
+
 def _shown(text: str, calls: Sequence[Call]) -> str:
     return "\n".join(filter(None, [text.strip(), *(json.dumps(c.to_json(), ensure_ascii=False) for c in calls)]))
 
 
-def _without_thinking(reply: str) -> str | None:
+def without_thinking(reply: str) -> str | None:
     """The reply after its leading think block; None when the block never closes."""
     text = reply.strip()
     if not text.startswith("<think>"):
@@ -202,7 +208,7 @@ def _without_thinking(reply: str) -> str | None:
 
 def _last_line(reply: str) -> tuple[str, str] | None:
     """What stands before the last non-empty line, and that line."""
-    text = _without_thinking(reply)
+    text = without_thinking(reply)
     if not text:
         return None
     before, _, last = text.rpartition("\n")
@@ -228,7 +234,7 @@ def _turns(text: str) -> tuple[Message, ...] | str:
         elif role == "USER":
             messages.append(Message("user", content))
         else:
-            parsed = parse(_with_tags(content))
+            parsed = parse(with_tags(content))
             if isinstance(parsed, ParseFailure):
                 return f"INPUT: a call in the history cannot be read ({parsed.detail})"
             messages.append(Message("assistant", parsed.text, parsed.calls))
@@ -238,7 +244,7 @@ def _turns(text: str) -> tuple[Message, ...] | str:
     return tuple(messages)
 
 
-def _with_tags(text: str) -> str:
+def with_tags(text: str) -> str:
     """The form an assistant writes: trailing lines that are JSON objects with a name become <tool_call> blocks."""
     lines = text.split("\n")
     start = len(lines)
