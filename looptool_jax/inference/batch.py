@@ -157,6 +157,15 @@ class Decoding:
         """The first answer so far of every request in a slot."""
         return {group.number: group.answers[0].tokens for group in self._at_work.values()}
 
+    def answers(self, number: int) -> list[tuple[list[int], list[float]]]:
+        """Tokens and log-probs so far of all answers of a request in a slot."""
+        group = self._at_work[self._slot(number)]
+        return [(answer.tokens, answer.logprobs) for answer in group.answers]
+
+    def drop(self, number: int) -> None:
+        """Free the slot of a request whose answers nobody waits for any longer."""
+        self._leave(self._slot(number))
+
     def step(self, guesses: Mapping[int, Sequence[int]] | None = None) -> None:
         """`steps_per_sync` tokens for every answer; requests whose answers have all ended leave.
 
@@ -185,6 +194,9 @@ class Decoding:
                 self.finished[group.number] = [
                     answer.completion(group.request, g, self.engine.eos_ids) for g, answer in enumerate(group.answers)
                 ]
+
+    def _slot(self, number: int) -> int:
+        return next(slot for slot, group in self._at_work.items() if group.number == number)
 
     def _take(self, number: int, request: Request, closest: float) -> int:
         slot = self.free.pop(0)

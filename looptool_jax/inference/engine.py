@@ -493,7 +493,8 @@ class DecoderEngine(engine_api.Engine):
 
     @property
     def max_prefill_length(self) -> int:
-        return self.prompt_len
+        """JetStream's Driver pads to powers of two up to this one, the mark in front of a prompt included."""
+        return max(SMALLEST_BUCKET, 1 << self.prompt_len.bit_length())
 
     @property
     def mesh(self) -> Mesh:
