@@ -69,6 +69,7 @@ def serve(
 
     import jax
 
+    from looptool_jax.inference.serving.grammar import Grammars
     from looptool_jax.inference.serving.requests import Served
     from looptool_jax.inference.serving.server import ServeConfig, ServeError
 
@@ -89,5 +90,7 @@ def serve(
         from looptool_jax.inference.serving.server import serve as serve_openai
 
         engine = policy.engine(cfg.evaluate.answers, group=group, top_p=top_p, top_k=top_k)
-        served = Served(name or policy.lm.name, policy.lm.tokenizer, engine, policy.thinking)
+        tokenizer = policy.lm.tokenizer
+        grammars = Grammars(tokenizer, policy.lm.cfg.vocab_size) if Grammars.installed() else None
+        served = Served(name or policy.lm.name, tokenizer, engine, policy.thinking, grammars)
         serve_openai(served, policy.lm.params, settings, console.say)

@@ -12,10 +12,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
+from looptool_jax.inference.sampling import only
 from looptool_jax.parallel.processes import stop_if_preempted
 
 if TYPE_CHECKING:
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from looptool_jax.inference.engine import DecoderEngine
     from looptool_jax.inference.scoring import Scorer
     from looptool_jax.models.decoder import Params
+
+NO_LIMITS: Mapping[int, Any] = MappingProxyType({})
 
 
 class RequestError(ValueError):
@@ -125,13 +131,19 @@ class Decoding:
         self.given_up: list[int] = []
         self.generated = 0
         self._at_work: dict[int, _Group] = {}
+        self._words = -(-engine.cfg.vocab_size // 32)
 
     @property
     def busy(self) -> bool:
         return bool(self._at_work)
 
-    def prefill(self, arrivals: Sequence[tuple[int, Request]]) -> None:
-        """Compute the prompts of the arrivals and put them into free slots: by bucket, in batches of a fixed size."""
+    def prefill(
+        self, arrivals: Sequence[tuple[int, Request]], allowed: Mapping[int, Int[np.ndarray, " words"]] = NO_LIMITS
+    ) -> None:
+        """Compute the prompts of the arrivals and put them into free slots: by bucket, in batches of a fixed size.
+
+        allowed: which tokens the answers of a request may begin with (bits, as in `DecoderEngine.generate_among`).
+        """
         by_bucket: dict[int, list[tuple[int, Request]]] = {}
         for number, request in arrivals:
             slot = self._take(number, request, 0.0)
@@ -145,7 +157,12 @@ class Decoding:
                 for row, (_, request) in zip(tokens, batch, strict=True):
                     row[: len(request.tokens)] = request.tokens
                 lengths = np.array([len(request.tokens) for _, request in batch])
-                self._insert(self.engine.prefill_many(self.params, tokens, lengths), batch)
+                prefix = self.engine.prefill_many(self.params, tokens, lengths)
+                if limited := [i for i, (slot, _) in enumerate(batch) if self._at_work[slot].number in allowed]:
+                    rows = np.full((size, self._words), -1, np.int32)
+                    rows[limited] = [allowed[self._at_work[batch[i][0]].number] for i in limited]
+                    prefix = prefix._replace(logits=only(prefix.logits, jnp.asarray(rows)))
+                self._insert(prefix, batch)
 
     def insert(self, number: int, request: Request, prefix: Prefix, closest: float = 0.0) -> None:
         """Put a request whose prompt is computed already into a free slot. It is given up where two logits come closer
@@ -166,12 +183,26 @@ class Decoding:
         """Free the slot of a request whose answers nobody waits for any longer."""
         self._leave(self._slot(number))
 
-    def step(self, guesses: Mapping[int, Sequence[int]] | None = None) -> None:
+    def pending(self, number: int) -> list[int]:
+        """The token of every answer of a request that the next step hands out."""
+        return np.asarray(self.state.rows.token)[self._slot(number)].tolist()
+
+    def step(
+        self,
+        guesses: Mapping[int, Sequence[int]] | None = None,
+        allowed: Mapping[int, Int[np.ndarray, "G words"]] = NO_LIMITS,
+    ) -> None:
         """`steps_per_sync` tokens for every answer; requests whose answers have all ended leave.
 
         guesses: of tokens behind the next one, by request; with any, one step checks them (`DecoderEngine.follow`).
+        allowed: what may follow the pending token, by request; with any, it is one step.
         """
-        if guesses:
+        if allowed:
+            rows = np.full((self.engine.slots, self.engine.group, self._words), -1, np.int32)
+            for number, bits in allowed.items():
+                rows[self._slot(number)] = bits
+            self.state, result = self.engine.generate_among(self.params, self.state, rows)
+        elif guesses:
             of_slot = {slot: guesses[group.number] for slot, group in self._at_work.items() if group.number in guesses}
             self.state, result = self.engine.follow(self.params, self.state, of_slot)
         else:

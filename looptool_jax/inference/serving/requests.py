@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from looptool_jax.data.importers.common import Reject, distinct_tools, printable, read_tools
 from looptool_jax.data.importers.openai import read_messages
 from looptool_jax.inference.batch import Request, RequestError, check
+from looptool_jax.inference.serving.grammar import Constraint, GrammarError, Grammars
 from looptool_jax.inference.serving.replies import ChatReader
 from looptool_jax.toolcall import ChatError, ChatTokenizer, Tool
 
@@ -27,11 +28,14 @@ MAX_STOPS, MAX_STOP_LENGTH = 4, 200
 NEUTRAL = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "store")
 OFF: Mapping[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "top_logprobs": (0,), "echo": (False,),
-    "best_of": (1,), "suffix": ("",), "parallel_tool_calls": (True,), "response_format": ({"type": "text"},),
+    "best_of": (1,), "suffix": ("",),
     "modalities": (["text"],),
 }  # fmt: skip
 COMMON = ("model", "n", "seed", "stop", "stream", "stream_options", "temperature", "top_p", "top_k", "max_tokens")
-OF_CHATS = (*COMMON, "messages", "tools", "tool_choice", "max_completion_tokens", "logprobs")
+OF_CHATS = (
+    *COMMON, "messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "max_completion_tokens",
+    "logprobs",
+)  # fmt: skip
 OF_COMPLETIONS = (*COMMON, "prompt", "logprobs")
 
 
@@ -50,17 +54,20 @@ class ApiError(ValueError):
 
 @dataclass(frozen=True)
 class Served:
-    """A model as clients see it. thinking: whether it may think before it answers in chats."""
+    """A model as clients see it. thinking: whether it may think before it answers in chats. grammars: None where the
+    extra is not installed."""
 
     name: str
     tokenizer: ChatTokenizer
     engine: DecoderEngine
-    thinking: bool = False
+    thinking: bool
+    grammars: Grammars | None
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What one request wants. n: answers. reader: of chat replies; None: plain text. usage_too: at a stream's end."""
+    """What one request wants. n: answers. reader: of chat replies; None: plain text. usage_too: at a stream's end.
+    constraint: the grammar of the answers."""
 
     request: Request
     n: int
@@ -69,22 +76,25 @@ class Asked:
     stream: bool
     usage_too: bool
     reader: ChatReader | None
+    constraint: Constraint | None
 
 
 def read_chat(body: Any, served: Served) -> Asked:
     """A request for a chat reply. Raises ApiError."""
     body = _object(body, served, OF_CHATS)
     tools = _tools(body)
+    grammar = _grammar(body, tools, served)
+    thinking = served.thinking and grammar is None
     if not isinstance(body.get("messages"), list):
         raise ApiError(400, "messages: expected a list of messages", "messages")
     try:
         messages = read_messages(body["messages"])
-        prompt = served.tokenizer.encode_prompt(messages, tools, served.thinking)
+        prompt = served.tokenizer.encode_prompt(messages, tools, thinking)
     except (Reject, ChatError) as error:
         raise ApiError(400, f"messages: {error}", "messages") from None
     most = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
-    reader = ChatReader(served.tokenizer, bool(tools), served.thinking)
-    return _asked(body, served, prompt, most, bool(_flag(body, "logprobs")), reader)
+    reader = ChatReader(served.tokenizer, bool(tools), thinking)
+    return _asked(body, served, prompt, most, _flag(body, "logprobs"), reader, grammar)
 
 
 def read_completion(body: Any, served: Served) -> Asked:
@@ -104,11 +114,17 @@ def read_completion(body: Any, served: Served) -> Asked:
     else:
         raise ApiError(400, "prompt: expected one text, or one list of token ids", "prompt")
     logprobs = _integer(body, "logprobs", None, 0, 0, " (log-probs of the chosen tokens; of others there are none)")
-    return _asked(body, served, ids, "max_tokens", logprobs is not None, None)
+    return _asked(body, served, ids, "max_tokens", logprobs is not None)
 
 
 def _asked(
-    body: dict[str, Any], served: Served, prompt: list[int], most: str, logprobs: bool, reader: ChatReader | None
+    body: dict[str, Any],
+    served: Served,
+    prompt: list[int],
+    most: str,
+    logprobs: bool,
+    reader: ChatReader | None = None,
+    grammar: str | None = None,
 ) -> Asked:
     engine = served.engine
     if len(prompt) > engine.prompt_len:
@@ -132,7 +148,14 @@ def _asked(
         check(engine, request)
     except RequestError as error:
         raise ApiError(400, str(error), "messages" if reader else "prompt") from None
-    return Asked(request, n, _stops(body), logprobs, stream, usage_too, reader)
+    constraint = None
+    if grammar is not None and served.grammars is not None:
+        try:
+            constraint = served.grammars.constraint(grammar, n)
+        except GrammarError as error:
+            param = "tools" if "tools" in body else "response_format"
+            raise ApiError(400, f"{param}: no grammar can be made of this schema ({error})", param) from None
+    return Asked(request, n, _stops(body), logprobs, stream, usage_too, reader, constraint)
 
 
 def _object(body: Any, served: Served, known: tuple[str, ...]) -> dict[str, Any]:
@@ -168,11 +191,49 @@ def _tools(body: dict[str, Any]) -> tuple[Tool, ...]:
         tools = distinct_tools(read_tools(raw))
     except Reject as error:
         raise ApiError(400, f"tools: {error}", "tools") from None
-    if choice == "required" or isinstance(choice, dict):
-        raise ApiError(400, "tool_choice: this server cannot make the model call a tool; use auto", "tool_choice")
-    if choice not in ("auto", "none"):
-        raise ApiError(400, 'tool_choice: expected "auto" or "none"', "tool_choice")
-    return tools if choice == "auto" else ()
+    if choice not in ("auto", "none", "required") and not isinstance(choice, dict):
+        raise ApiError(400, 'tool_choice: expected "auto", "none", "required" or a function', "tool_choice")
+    return () if choice == "none" else tools
+
+
+def _grammar(body: dict[str, Any], tools: tuple[Tool, ...], served: Served) -> str | None:
+    """The grammar of the reply, where the request wants one."""
+    choice, several = body.get("tool_choice"), _flag(body, "parallel_tool_calls", True)
+    called = tools if choice == "required" else ()
+    if isinstance(choice, dict):
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
+        called, several = tuple(tool for tool in tools if tool.name == name), False
+    schema = _schema(body.get("response_format", {"type": "text"}))
+    if called == () and (choice == "required" or isinstance(choice, dict)):
+        raise ApiError(400, "tool_choice: tools has no such function", "tool_choice")
+    if tools and not called and not several:
+        raise ApiError(400, "parallel_tool_calls: false only where tool_choice asks for a call", "parallel_tool_calls")
+    if schema is not None and tools:
+        raise ApiError(400, "response_format: not together with tools", "response_format")
+    if not called and schema is None:
+        return None
+    param = "tool_choice" if called else "response_format"
+    if served.grammars is None:
+        raise ApiError(400, f"{param}: this server has no grammars; install looptool-jax[grammar] there", param)
+    return served.grammars.of_json(schema) if schema is not None else served.grammars.of_calls(called, several)
+
+
+def _schema(form: Any) -> dict[str, Any] | None:
+    """The schema that `response_format` names; None: text."""
+    kind = form.get("type") if isinstance(form, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    schema = form.get("json_schema") if kind == "json_schema" else None
+    schema = schema.get("schema") if isinstance(schema, dict) else None
+    if not isinstance(schema, dict):
+        raise ApiError(
+            400, 'response_format: expected {"type": "text"}, {"type": "json_object"}, or {"type": "json_schema", '
+            '"json_schema": {"schema": ...}}', "response_format",
+        )  # fmt: skip
+    return schema
 
 
 def _check_limits(body: dict[str, Any], engine: DecoderEngine, temperature: float) -> None:
@@ -218,8 +279,8 @@ def _number(body: dict[str, Any], name: str, default: float, low: float, high: f
     raise ApiError(400, f"{name}: expected a number from {low:g} to {high:g}", name)
 
 
-def _flag(body: dict[str, Any], name: str) -> bool:
-    value = body.get(name, False)
+def _flag(body: dict[str, Any], name: str, default: bool = False) -> bool:
+    value = body.get(name, default)
     if not isinstance(value, bool):
         raise ApiError(400, f"{name}: expected true or false", name)
     return value

@@ -22,6 +22,7 @@ from typing import Any
 from aiohttp import web
 
 from looptool_jax.data.files import dump_json, parse_json
+from looptool_jax.inference.serving.grammar import GrammarError
 from looptool_jax.inference.serving.replies import Choice, Said, Streamed, chat_logprobs, text_logprobs, usage
 from looptool_jax.inference.serving.requests import ApiError, Asked, Served, read_chat, read_completion
 from looptool_jax.inference.serving.worker import Job, Worker
@@ -90,7 +91,12 @@ class _Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        self._worker = Worker(self.served.engine, params, lambda: loop.call_soon_threadsafe(self._ended.set))
+        self._worker = Worker(
+            self.served.engine,
+            params,
+            self.served.grammars is not None,
+            lambda: loop.call_soon_threadsafe(self._ended.set),
+        )
         runner = web.AppRunner(self._app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
         try:
             await asyncio.to_thread(self._worker.ready.wait)
@@ -169,7 +175,7 @@ class _Server:
         try:
             data = await self._body(request)
             asked = await asyncio.to_thread(_read, data, read, self.served)
-            job = Job(asked.request, asked.n)
+            job = Job(asked.request, asked.n, asked.constraint)
             self._worker.submit(job)
             try:
                 answer = _stream if asked.stream else _whole
@@ -208,6 +214,8 @@ async def _grown(job: Job, choices: list[Choice]) -> AsyncIterator[list[Choice]]
         pieces = await job.pieces.get()
         if pieces is None:
             raise ApiError(503, "the server has stopped before the answer's end")
+        if isinstance(pieces, GrammarError):
+            raise ApiError(400, str(pieces))
         changed = [choices[piece.index] for piece in pieces if choices[piece.index].finish is None]
         for piece in pieces:
             choices[piece.index].add(piece)

@@ -16,7 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+from jaxtyping import Int
+
 from looptool_jax.inference.batch import Decoding, Request
+from looptool_jax.inference.serving.grammar import Constraint, GrammarError
 
 if TYPE_CHECKING:
     from looptool_jax.inference.engine import DecoderEngine
@@ -38,17 +42,18 @@ class Piece:
 class Job:
     """A request on its way; made in the event loop that waits for it.
 
-    wanted: its answers that somebody waits for, the first of the engine's group. pieces: what has come, one list a
-    device sync; None when the worker has ended before the answers have.
+    wanted: its answers that somebody waits for, the first of the engine's group. constraint: the grammar that they fit.
+    pieces: what has come, one list a device sync; or why nothing more will come: the grammar's reason, or None when the
+    worker has ended before the answers have.
     """
 
-    def __init__(self, request: Request, wanted: int) -> None:
-        self.request, self.wanted = request, wanted
-        self.pieces: asyncio.Queue[list[Piece] | None] = asyncio.Queue()
+    def __init__(self, request: Request, wanted: int, constraint: Constraint | None = None) -> None:
+        self.request, self.wanted, self.constraint = request, wanted, constraint
+        self.pieces: asyncio.Queue[list[Piece] | GrammarError | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._sent, self._ended = [0] * wanted, [False] * wanted
 
-    def tell(self, pieces: list[Piece] | None) -> None:
+    def tell(self, pieces: list[Piece] | GrammarError | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self.pieces.put_nowait, pieces)
 
@@ -68,9 +73,10 @@ class Job:
 class Worker:
     """The thread. It serves jobs in the order in which they were submitted."""
 
-    def __init__(self, engine: DecoderEngine, params: Params, on_end: Callable[[], object] = lambda: None) -> None:
-        """on_end: called in the thread when it ends; `problem` is then what ended it, if something did."""
-        self.engine, self.params = engine, params
+    def __init__(self, engine: DecoderEngine, params: Params, grammars: bool, on_end: Callable[[], object]) -> None:
+        """grammars: whether jobs may have one. on_end: called in the thread when it ends; `problem` is then what ended
+        it, if something did."""
+        self.engine, self.params, self.grammars = engine, params, grammars
         self.problem: BaseException | None = None
         self.ready = threading.Event()
         self.slots_in_use = 0
@@ -101,9 +107,11 @@ class Worker:
             self.ready.set()
             while self._receive(decoding):
                 self._enter(decoding)
-                if self._working:
+                if allowed := self._allowed(decoding):
+                    decoding.step(allowed=allowed)
+                elif self._working:
                     decoding.step()
-                    self._deliver(decoding)
+                self._deliver(decoding)
         except BaseException as problem:  # shown by whoever started the thread
             self.problem = problem
         finally:
@@ -113,12 +121,18 @@ class Worker:
             self._on_end()
 
     def _compile(self, decoding: Decoding) -> None:
-        """Compute one prompt of every bucket, so that no client waits for compilation."""
+        """Compute one prompt of every bucket, so that no client waits for compilation; where there may be grammars, the
+        step among allowed tokens too."""
         for length in sorted({self.engine.bucket(length) for length in range(1, self.engine.prompt_len + 1)}):
             request = Request("warm-up", [self.engine.pad_id] * length, (0, 0), 0.0, 1)
             decoding.prefill([(next(self._numbers), request)])
             while decoding.busy:
                 decoding.step()
+        if self.grammars:
+            shape = (self.engine.slots, self.engine.group, -(-self.engine.cfg.vocab_size // 32))
+            decoding.state, _ = self.engine.generate_among(
+                decoding.params, decoding.state, np.full(shape, -1, np.int32)
+            )
         decoding.finished.clear()
 
     def _receive(self, decoding: Decoding) -> bool:
@@ -145,8 +159,22 @@ class Worker:
         for job, number in arrivals:
             del self._waiting[job]
             self._working[job] = number
-        decoding.prefill([(number, job.request) for job, number in arrivals])
+        begin = {number: job.constraint.first() for job, number in arrivals if job.constraint}
+        decoding.prefill([(number, job.request) for job, number in arrivals], begin)
         self.slots_in_use = len(self._working)
+
+    def _allowed(self, decoding: Decoding) -> dict[int, Int[np.ndarray, "G words"]]:
+        """What the answers that have a grammar may go on with."""
+        allowed = {}
+        for job, number in list(self._working.items()):
+            if job.constraint is None:
+                continue
+            try:
+                allowed[number] = job.constraint.next(decoding.pending(number))
+            except GrammarError as error:
+                job.tell(error)
+                decoding.drop(self._working.pop(job))
+        return allowed
 
     def _deliver(self, decoding: Decoding) -> None:
         for job, number in list(self._working.items()):
