@@ -43,13 +43,28 @@ def test_help_lists_the_commands_without_importing_jax(tmp_path):
         "import",
         "publish",
         "export",
+        "serve",
     )
     assert all(command in text for command in commands)
 
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "probe", "judge", "expand", "compose", "train", "warmup", "eval", "report", "import", "publish", "export"],
+    [
+        "run",
+        "probe",
+        "judge",
+        "expand",
+        "compose",
+        "train",
+        "warmup",
+        "eval",
+        "report",
+        "import",
+        "publish",
+        "export",
+        "serve",
+    ],
 )
 def test_every_help_has_an_example(command, tmp_path):
     assert f"looptool {command} " in looptool(command, "--help", cwd=tmp_path).stdout
