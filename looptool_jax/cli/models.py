@@ -65,23 +65,24 @@ def serve(
     looptool serve --model nano/judge evaluate.answers.prompt_tokens=640 evaluate.answers.answer_tokens=192
     looptool serve --model nano/policy --grpc --port 9000
     """
-    import tempfile
-
     import jax
 
     from looptool_jax.inference.serving.grammar import Grammars
     from looptool_jax.inference.serving.requests import Served
     from looptool_jax.inference.serving.server import ServeConfig, ServeError
+    from looptool_jax.parallel.compilation import user_cache
+    from looptool_jax.parallel.processes import stop_if_preempted
 
     cfg = configuration(config, overrides, model)
     settings = ServeConfig(host, port, api_key_env, waiting)
     settings.key()
     if grpc and (api_key_env or top_p < 1 or top_k or group > 1):
         raise ServeError("--grpc: JetStream's service knows no key, no sampling and one answer a request")
-    with joined(cfg) as console, tempfile.TemporaryDirectory() as folder:
+    with joined(cfg) as console:
         if jax.process_count() > 1:
             raise ServeError("serve: one process serves; several hosts of a slice cannot do it together")
-        policy = model_pool(cfg, folder).lend(cfg.policy)
+        policy = model_pool(cfg, str(user_cache())).lend(cfg.policy)
+        stop_if_preempted()
         if grpc:
             from looptool_jax.inference.serving.grpc_server import serve_grpc
 

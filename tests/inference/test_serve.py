@@ -286,10 +286,13 @@ def test_spoilt_requests_get_one_clear_refusal_each_and_the_server_lives(server)
     ]  # fmt: skip
     body = chat(messages=turns, tools=[TOOL], temperature=0, seed=1, stop=["x"], n=1, logprobs=True, tool_choice="auto")
     body["max_tokens"] = 2
+    schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    of_schema = chat(response_format=form, max_tokens=2)
     assert post(server, body)[0] == 200
     statuses = []
-    for number in range(200):
-        spoilt = spoil(body, rng)
+    for number in range(240):
+        spoilt = spoil(of_schema if number % 4 == 0 else body, rng)
         raw = json.dumps(spoilt).encode()
         if number % 10 == 0:
             raw = bytearray(raw)

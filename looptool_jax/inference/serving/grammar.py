@@ -6,6 +6,7 @@ slot is decoded one step a sync, which can change the last bits of its logits.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -30,12 +31,17 @@ class Grammars:
     """Makes grammars for one tokenizer. vocab: of the model, whose last tokens the tokenizer may lack."""
 
     def __init__(self, tokenizer: ChatTokenizer, vocab: int) -> None:
+        self.tokenizer, self.vocab = tokenizer, vocab
+
+    @functools.cached_property
+    def _tokens(self) -> Any:
         import llguidance
 
-        self.tokenizer, self.vocab = tokenizer, vocab
-        self._tokens = llguidance.LLTokenizer(
-            tokenizer.tokenizer.to_str(), n_vocab=vocab, eos_token=list(tokenizer.eos_ids)
-        )
+        text, ends = self.tokenizer.tokenizer.to_str(), list(self.tokenizer.eos_ids)
+        try:
+            return llguidance.LLTokenizer(text, n_vocab=self.vocab, eos_token=ends)
+        except ValueError as error:
+            raise GrammarError(f"llguidance cannot read this tokenizer: {' '.join(str(error).split())[:200]}") from None
 
     @staticmethod
     def installed() -> bool:

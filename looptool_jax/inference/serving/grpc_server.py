@@ -88,7 +88,7 @@ def _guarded(orchestrator: Any, engine: DecoderEngine) -> type:
                 ids = list(request.token_content.token_ids)
                 check(engine, Request("request", ids, (0, 0), 0.0, request.max_tokens))
             except RequestError as error:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error).partition(": ")[2])
             async for response in super().Decode(request, context):
                 yield response
 

@@ -147,7 +147,7 @@ def _asked(
     try:
         check(engine, request)
     except RequestError as error:
-        raise ApiError(400, str(error), "messages" if reader else "prompt") from None
+        raise ApiError(400, str(error).partition(": ")[2], "messages" if reader else "prompt") from None
     constraint = None
     if grammar is not None and served.grammars is not None:
         try:

@@ -116,6 +116,7 @@ class _Server:
     def _stop(self) -> None:
         if self._draining or not self._open:
             self._ended.set()
+            self._worker.end()
         self._draining = True
 
     # --- what every request goes through ----------------------------------------------------------------------------
@@ -253,7 +254,7 @@ async def _stream(request: web.Request, asked: Asked, served: Served, job: Job) 
         async with asyncio.timeout(SEND_SECONDS):
             await response.write(f"data: {data}\n\n".encode())
 
-    try:
+    async def send_all() -> None:
         if asked.reader is not None:
             for index in range(asked.n):
                 first = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
@@ -266,10 +267,15 @@ async def _stream(request: web.Request, asked: Asked, served: Served, job: Job) 
         if asked.usage_too:
             await send({**head, "choices": [], "usage": usage(asked.request.tokens, choices)})
         await send("[DONE]")
-    except ApiError as error:
-        await send(error.body())
-    except (ConnectionError, TimeoutError):
-        pass  # the client is gone, or as good as
+
+    try:
+        try:
+            await send_all()
+        except ApiError as error:
+            await send(error.body())
+    except (ConnectionError, TimeoutError):  # the client is gone, or as good as
+        if request.transport is not None:
+            request.transport.abort()
     return response
 
 

@@ -95,9 +95,13 @@ class Worker:
         """Nobody waits for the job any longer, if it is not done."""
         self._inbox.put((False, job))
 
-    def stop(self) -> None:
-        """End the thread behind its present device sync."""
+    def end(self) -> None:
+        """Have the thread end behind its present device sync."""
         self._inbox.put(None)
+
+    def stop(self) -> None:
+        """`end`, and wait for it."""
+        self.end()
         self._thread.join()
 
     def _run(self) -> None:
@@ -128,6 +132,8 @@ class Worker:
             decoding.prefill([(next(self._numbers), request)])
             while decoding.busy:
                 decoding.step()
+            if not self._inbox.empty():
+                return  # told to end
         if self.grammars:
             shape = (self.engine.slots, self.engine.group, -(-self.engine.cfg.vocab_size // 32))
             decoding.state, _ = self.engine.generate_among(
