@@ -16,7 +16,8 @@ from looptool_jax.parallel.mesh import MeshConfig, make_mesh
 
 LONGEST = 24
 SIZES = (
-    "policy.format=qwen3", "policy.dtype=float32", "evaluate.answers.prompt_tokens=48",
+    "policy.format=qwen3", "policy.dtype=float32", "train.answers.prompt_tokens=24",
+    "evaluate.answers.prompt_tokens=24",
     f"evaluate.answers.answer_tokens={LONGEST}", "evaluate.answers.slots=3",
 )  # fmt: skip
 
@@ -44,11 +45,11 @@ def decode(stub, request) -> list[int]:
 
 def test_greedy_answers_are_those_of_the_batch_loop(stub, folder):
     lm = load_language_model(ModelConfig(str(folder), "qwen3", "float32"), make_mesh(MeshConfig(), jax.devices()[:1]))
-    engine = lm.engine(slots=3, prompt_len=48, answer_len=LONGEST, steps_per_sync=1)
+    engine = lm.engine(slots=3, prompt_len=24, answer_len=LONGEST, steps_per_sync=1)
     limits = (LONGEST, 1, 5, LONGEST, 23, 9)
     requests = [
         Request(str(i), [(31 * i + j) % 200 for j in range(length)], (0, 0), 0.0, limit)
-        for i, (length, limit) in enumerate(zip((1, 16, 48, 47, 20, 33), limits, strict=True))
+        for i, (length, limit) in enumerate(zip((1, 16, 24, 23, 20, 17), limits, strict=True))
     ]
     wanted = [completion.tokens for [completion] in generate(engine, lm.params, requests)]
     with ThreadPoolExecutor(6) as pool:
@@ -61,7 +62,7 @@ def test_greedy_answers_are_those_of_the_batch_loop(stub, folder):
     ("request_", "words"),
     [
         (asking([]), "0 tokens"),
-        (asking([5] * 49), "49 tokens, the engine takes 48"),
+        (asking([5] * 25), "25 tokens, the engine takes 24"),
         (asking([5, 264]), "token 264"),
         (asking([5, -7]), "token -7"),
         (asking([5], 0), "max_new is 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from random import Random
 
 import jax
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatRequest
 from looptool_jax.inference.endpoint import EndpointChatModel
 from looptool_jax.inference.lm import EndpointConfig, ModelConfig, load_language_model
+from looptool_jax.inference.serving.grammar import Grammars
 from looptool_jax.loop.pool import locate
 from looptool_jax.parallel.mesh import MeshConfig, make_mesh
 from looptool_jax.toolcall import Call, Message, Parsed, Sample, check_call, parse
@@ -47,7 +49,7 @@ def samples(policy) -> list[Sample]:
     for sample in generate("heldout", 120, 5):
         if policy.prompt_length(sample) <= CFG.prompt_tokens:
             found.setdefault(sample.category, []).append(sample)
-    return [sample for members in found.values() for sample in members[:3]]
+    return [sample for members in found.values() for sample in members[:2]]
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +91,10 @@ def said(message) -> tuple[str, list[tuple[str, dict]]]:
 
 
 def expected(answer) -> tuple[str, list[tuple[str, dict]]]:
+    """Text and calls of an answer; one that the strict parser refuses is text."""
     parsed = parse(answer.text)
-    assert isinstance(parsed, Parsed), answer.text
+    if not isinstance(parsed, Parsed):
+        return answer.text.strip(), []
     return parsed.text, [(call.name, call.arguments) for call in parsed.calls]
 
 
@@ -107,7 +111,7 @@ def test_tool_calls_and_texts_are_those_of_the_greedy_answers(client, samples, g
         assert told == pytest.approx(answer.logprobs[: len(told)], abs=1e-4) and len(told) == len(answer.tokens) - 1
         with_calls += bool(calls)
         several += len(sample.messages) > 2
-    assert with_calls > 5 and several > 2 and with_calls < len(samples)
+    assert with_calls > 4 and several > 1 and with_calls < len(samples)
 
 
 def test_streams_give_calls_whole(client, samples, greedy):
@@ -165,14 +169,12 @@ def test_an_eager_test_client_meets_no_surprise(client, samples):
         assert list(pool.map(ask, reversed(range(24)))) == first[::-1]
 
 
-def test_required_calls_fit_their_tools_whatever_is_drawn(client, policy, samples, greedy):
+def test_required_calls_fit_their_tools_whatever_is_drawn(client, samples):
     pytest.importorskip("llguidance")
-    texts = [s for s, answer in zip(samples, greedy, strict=True) if s.tools and not expected(answer)[1]]
-    assert len(texts) > 3
     ended = 0
-    for seed, sample in enumerate(texts[:6]):
+    for seed, sample in enumerate(samples[:10]):
         for choice in ("required", {"type": "function", "function": {"name": sample.tools[-1].name}}):
-            drawn = request(sample, tool_choice=choice, temperature=1.0, seed=seed, parallel_tool_calls=False)
+            drawn = request(sample, tool_choice=choice, temperature=1.5, seed=seed, parallel_tool_calls=False)
             reply = client.chat.completions.create(**drawn).choices[0]
             if reply.finish_reason == "length":
                 continue
@@ -180,19 +182,35 @@ def test_required_calls_fit_their_tools_whatever_is_drawn(client, policy, sample
             assert text == "" and check_call(Call(name, arguments), sample.tools) == []
             assert choice == "required" or name == sample.tools[-1].name
             ended += 1
-    assert ended > 6
+    assert ended > 12
 
 
-def test_a_grammar_leaves_what_fits_it_and_the_neighbours_as_they_are(client, samples, greedy):
+def test_a_grammar_leaves_what_fits_it_and_the_neighbours_as_they_are(client, policy, samples, greedy):
+    """Greedy answers to a call with a grammar, beside others without: the same where they are in the grammar's language
+    anyway, valid elsewhere."""
     pytest.importorskip("llguidance")
+    grammars = Grammars(policy.lm.tokenizer, policy.lm.cfg.vocab_size)
+
+    def fits(sample: Sample, answer) -> bool:
+        matcher = grammars.constraint(grammars.of_calls(sample.tools, several=True), 1)._matchers[0]
+        return matcher.validate_tokens(answer.tokens) == len(answer.tokens)
+
+    calling = ["<tool_call>" in answer.text for answer in greedy]
+    bodies = [
+        request(sample, **({"tool_choice": "required"} if call else {}))
+        for sample, call in zip(samples, calling, strict=True)
+    ]
     with ThreadPoolExecutor(8) as pool:
-        bodies = [
-            request(sample, **({"tool_choice": "required"} if expected(answer)[1] else {}))
-            for sample, answer in zip(samples, greedy, strict=True)
-        ]
-        replies = pool.map(lambda body: client.chat.completions.create(**body).choices[0], bodies)
-        for sample, answer, reply in zip(samples, greedy, replies, strict=True):
+        replies = list(pool.map(lambda body: client.chat.completions.create(**body).choices[0], bodies))
+    same = 0
+    for sample, answer, call, reply in zip(samples, greedy, calling, replies, strict=True):
+        if not call or fits(sample, answer):
             assert said(reply.message) == expected(answer), sample.id
+            same += call
+        elif reply.finish_reason != "length":
+            calls = [Call(*each) for each in said(reply.message)[1]]
+            assert calls and [problem for each in calls for problem in check_call(each, sample.tools)] == []
+    assert same > 2 and not all(calling)
 
 
 def test_json_of_a_schema(client):
@@ -215,3 +233,52 @@ def test_json_of_a_schema(client):
     with pytest.raises(openai.BadRequestError, match="no grammar can be made"):
         form["json_schema"]["schema"] = {"type": "nope"}
         client.chat.completions.create(**fields)
+
+
+CHATS = "/v1/chat/completions"
+JUNK = (None, True, -1, 0, 3, 1e300, 10**30, "", "x", "\ud800", "<|im_end|>", [], [[]], [None], {}, {"a": {"b": []}})
+
+
+def spoil(value, rng: Random):
+    """The value with something in it, at any depth, replaced, doubled, added or gone."""
+    if rng.random() < 0.3 or not isinstance(value, dict | list) or not value:
+        return rng.choice(JUNK)
+    if isinstance(value, list):
+        place = rng.randrange(len(value))
+        return [*value[:place], spoil(value[place], rng), *value[place + rng.randrange(2) :]]
+    key = rng.choice(list(value))
+    changed = {**value, key: spoil(value[key], rng)}
+    if rng.random() < 0.2:
+        del changed[key]
+    if rng.random() < 0.2:
+        changed[rng.choice(("x", "functions", "n", "stop"))] = rng.choice(JUNK)
+    return changed
+
+
+def test_spoilt_requests_get_one_clear_refusal_each_and_the_server_lives(server):
+    rng = Random(0)
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = [
+        {"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "u"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "r"},
+    ]  # fmt: skip
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    body = {"model": "nano/policy", "messages": turns, "tools": [tool], "tool_choice": "auto", "max_tokens": 2}
+    body |= {"temperature": 0, "seed": 1, "stop": ["x"], "n": 1, "logprobs": True}
+    schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    of_schema = {"model": "nano/policy", "messages": turns[:2], "response_format": form, "max_tokens": 2}
+    assert server.send("POST", CHATS, body)[0] == 200
+    statuses = []
+    for number in range(240):
+        spoilt = spoil(of_schema if number % 4 == 0 else body, rng)
+        raw = json.dumps(spoilt).encode()
+        if number % 10 == 0:
+            raw = bytearray(raw)
+            raw[rng.randrange(len(raw))] = rng.randrange(256)
+        status, answer = server.send("POST", CHATS, bytes(raw))
+        assert status == 200 or (400 <= status < 500 and answer["error"]["message"]), (raw, status, answer)
+        assert status == 200 or "\n" not in answer["error"]["message"]
+        statuses.append(status)
+    assert statuses.count(400) > 100 and server.send("POST", CHATS, body)[0] == 200

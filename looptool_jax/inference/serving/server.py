@@ -26,7 +26,6 @@ from looptool_jax.inference.serving.grammar import GrammarError
 from looptool_jax.inference.serving.replies import Choice, Said, Streamed, chat_logprobs, text_logprobs, usage
 from looptool_jax.inference.serving.requests import ApiError, Asked, Served, read_chat, read_completion
 from looptool_jax.inference.serving.worker import Job, Worker
-from looptool_jax.limits import at_least
 
 BODY_SECONDS = 30.0  # within which the body of a request is here
 SEND_SECONDS = 30.0  # within which a client takes in a piece of its stream
@@ -51,7 +50,8 @@ class ServeConfig:
     body_bytes: int = 4 << 20
 
     def __post_init__(self) -> None:
-        at_least("--waiting", self.waiting, 0)
+        if self.waiting < 0:
+            raise ServeError(f"--waiting: at least 0, found {self.waiting}")
         if not 0 <= self.port < 65536:
             raise ServeError(f"--port: from 0 to 65535, found {self.port}")
 
