@@ -82,16 +82,17 @@ def serve(
         if jax.process_count() > 1:
             raise ServeError("serve: one process serves; several hosts of a slice cannot do it together")
         policy = model_pool(cfg, str(user_cache())).lend(cfg.policy)
+        shown = name or cfg.policy.place
         stop_if_preempted()
         if grpc:
             from looptool_jax.inference.serving.grpc_server import serve_grpc
 
-            serve_grpc(policy.lm, cfg.evaluate.answers, settings, console.say)
+            serve_grpc(policy.lm, shown, cfg.evaluate.answers, settings, console.say)
             return
         from looptool_jax.inference.serving.server import serve as serve_openai
 
         engine = policy.engine(cfg.evaluate.answers, group=group, top_p=top_p, top_k=top_k)
         tokenizer = policy.lm.tokenizer
         grammars = Grammars(tokenizer, policy.lm.cfg.vocab_size) if Grammars.installed() else None
-        served = Served(name or policy.lm.name, tokenizer, engine, policy.thinking, grammars)
+        served = Served(shown, tokenizer, engine, policy.thinking, grammars)
         serve_openai(served, policy.lm.params, settings, console.say)

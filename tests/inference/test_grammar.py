@@ -50,7 +50,7 @@ def walk(grammars: Grammars, grammar: str, rng: Random, most: int = 400) -> str 
     """An answer of tokens drawn among the allowed ones, with a liking for what ends strings; None: too long."""
     tokenizer, constraint = grammars.tokenizer, grammars.constraint(grammar, 1)
     closing = [i for i in range(VOCAB) if '"' in tokenizer.tokenizer.decode([i], skip_special_tokens=False)]
-    ids, allowed = [], bits(constraint.first())
+    ids, allowed = [], bits(constraint.first)
     while len(ids) < most:
         ends = set(allowed) & set(tokenizer.eos_ids)
         if ends and rng.random() < 0.5:

@@ -84,15 +84,13 @@ class Grammars:
 
 
 class Constraint:
-    """Which tokens may come next in the answers of one request."""
+    """Which tokens may come next in the answers of one request, as bits. first: in all of them."""
 
     def __init__(self, matchers: list[Any], eos_ids: Sequence[int], words: int) -> None:
+        """Raises GrammarError."""
         self._matchers, self._eos_ids, self._words = matchers, eos_ids, words
         self._ended = [False] * len(matchers)
-
-    def first(self) -> Int[np.ndarray, " words"]:
-        """Of every answer, as bits. Raises GrammarError."""
-        return self._row(self._matchers[0])
+        self.first = self._row(matchers[0])
 
     def next(self, tokens: Sequence[int]) -> Int[np.ndarray, "G words"]:
         """Behind the next token of every answer; answers that have ended, or that nobody waits for, may go on with any.

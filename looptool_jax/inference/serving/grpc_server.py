@@ -24,12 +24,17 @@ if TYPE_CHECKING:
     from looptool_jax.inference.engine import DecoderEngine
 
 
-def serve_grpc(lm: LanguageModel, sizes: AnswerConfig, cfg: ServeConfig, say: Callable[[str], None]) -> None:
+LONGEST = 32_767  # tokens of a prompt that JetStream pads to
+
+
+def serve_grpc(lm: LanguageModel, name: str, sizes: AnswerConfig, cfg: ServeConfig, say: Callable[[str], None]) -> None:
     """Serve until a signal ends it; requests that are here then end first. Raises ServeError, EngineError."""
+    if sizes.prompt_tokens > LONGEST:
+        raise ServeError(f"--grpc: JetStream takes prompts of up to {LONGEST} tokens; lower prompt_tokens")
     engine = lm.engine(
         slots=sizes.slots, prompt_len=sizes.prompt_tokens, answer_len=sizes.answer_tokens, steps_per_sync=1
     )
-    asyncio.run(_serve(engine, lm.params, lm.name, cfg, say))
+    asyncio.run(_serve(engine, lm.params, name, cfg, say))
 
 
 def load_orchestrator() -> Any:

@@ -165,7 +165,7 @@ class Worker:
         for job, number in arrivals:
             del self._waiting[job]
             self._working[job] = number
-        begin = {number: job.constraint.first() for job, number in arrivals if job.constraint}
+        begin = {number: job.constraint.first for job, number in arrivals if job.constraint}
         decoding.prefill([(number, job.request) for job, number in arrivals], begin)
         self.slots_in_use = len(self._working)
 
