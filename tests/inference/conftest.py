@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -138,7 +139,7 @@ def folder(byte_cfg, tmp_path_factory):
 
 
 class ServerProcess:
-    """`looptool serve` in a process of its own, at a free port."""
+    """`looptool serve` in a process of its own, at a free port. It is waited for where its address is asked for."""
 
     def __init__(self, *args: str, **environment: str) -> None:
         flags = "--xla_backend_optimization_level=0"  # as in the tests' own process, but one device
@@ -146,11 +147,14 @@ class ServerProcess:
         code = "from looptool_jax.cli import main; main()"
         command = [sys.executable, "-c", code, "serve", "--port", "0", *args]
         self.process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.line = self.process.stdout.readline()
-        assert " at " in self.line, self.process.communicate(timeout=60)
-        self.address = self.line.split(" at ")[1].strip()
+
+    @functools.cached_property
+    def address(self) -> str:
+        line = self.process.stdout.readline()
+        assert " at " in line, self.process.communicate(timeout=60)
         for pipe in (self.process.stdout, self.process.stderr):
             threading.Thread(target=pipe.read, daemon=True).start()
+        return line.split(" at ")[1].strip()
 
     def get(self, path: str) -> tuple[int, dict]:
         return self.send("GET", path)

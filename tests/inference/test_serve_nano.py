@@ -37,7 +37,7 @@ def client(server):
 
 
 @pytest.fixture(scope="module")
-def policy() -> Answerer:
+def policy(server) -> Answerer:
     cfg = ModelConfig(locate("nano/policy"), "qwen3", "float32")
     return Answerer(load_language_model(cfg, make_mesh(MeshConfig(), jax.devices()[:1])))
 
@@ -53,7 +53,8 @@ def samples(policy) -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
-def greedy(policy, samples):
+def greedy(server, policy, samples):
+    """While the server starts."""
     return policy.greedy(samples, CFG, lambda tokens: None)
 
 
@@ -98,7 +99,7 @@ def expected(answer) -> tuple[str, list[tuple[str, dict]]]:
     return parsed.text, [(call.name, call.arguments) for call in parsed.calls]
 
 
-def test_tool_calls_and_texts_are_those_of_the_greedy_answers(client, samples, greedy):
+def test_tool_calls_and_texts_are_those_of_the_greedy_answers(samples, greedy, client):
     with_calls = several = 0
     for sample, answer in zip(samples, greedy, strict=True):
         reply = client.chat.completions.create(**request(sample, logprobs=True))
@@ -115,7 +116,7 @@ def test_tool_calls_and_texts_are_those_of_the_greedy_answers(client, samples, g
 
 
 def test_streams_give_calls_whole(client, samples, greedy):
-    for sample, answer in zip(samples, greedy, strict=True):
+    for sample, answer in list(zip(samples, greedy, strict=True))[::2]:
         text, calls, finish = "", [], None
         for chunk in client.chat.completions.create(**request(sample), stream=True):
             choice = chunk.choices[0]
@@ -165,8 +166,8 @@ def test_an_eager_test_client_meets_no_surprise(client, samples):
         return said(reply.choices[0].message)
 
     with ThreadPoolExecutor(12) as pool:
-        first = list(pool.map(ask, range(24)))
-        assert list(pool.map(ask, reversed(range(24)))) == first[::-1]
+        first = list(pool.map(ask, range(12)))
+        assert list(pool.map(ask, reversed(range(12)))) == first[::-1]
 
 
 def test_required_calls_fit_their_tools_whatever_is_drawn(client, samples):
