@@ -45,6 +45,7 @@ def test_help_lists_the_commands_without_importing_jax(tmp_path):
         "publish",
         "export",
         "data",
+        "serve",
     )
     assert all(command in text for command in commands)
 
@@ -53,7 +54,7 @@ def test_help_lists_the_commands_without_importing_jax(tmp_path):
     "command",
     [
         *("run", "probe", "judge", "expand", "compose", "train", "warmup", "eval", "report", "import", "publish"),
-        *("export", "data", "data inspect", "data export", "data tools", "data contamination"),
+        *("export", "serve", "data", "data inspect", "data export", "data tools", "data contamination"),
         *("synthesize", "synthesize trees", "synthesize apis", "synthesize dialogues"),
     ],
 )

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
+from looptool_jax.inference.sampling import only
 from looptool_jax.parallel.processes import stop_if_preempted
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from looptool_jax.inference.engine import DecoderEngine
     from looptool_jax.inference.scoring import Scorer
     from looptool_jax.models.decoder import Params
+
+NO_LIMITS: Mapping[int, Any] = MappingProxyType({})
 
 
 class RequestError(ValueError):
@@ -124,17 +129,22 @@ class Decoding:
         self.finished: dict[int, list[Completion]] = {}
         self.generated = 0
         self._at_work: dict[int, _Group] = {}
+        self._words = -(-engine.cfg.vocab_size // 32)
 
     @property
     def busy(self) -> bool:
         return bool(self._at_work)
 
     def prefill(
-        self, arrivals: Sequence[tuple[int, Request]], until: Mapping[int, Sequence[int]] = MappingProxyType({})
+        self,
+        arrivals: Sequence[tuple[int, Request]],
+        until: Mapping[int, Sequence[int]] = NO_LIMITS,
+        allowed: Mapping[int, Int[np.ndarray, " words"]] = NO_LIMITS,
     ) -> None:
         """Compute the prompts of the arrivals and put them into free slots: by bucket, in batches of a fixed size.
 
         until: answers, by number, after whose tokens a request leaves before its end if it begins with them.
+        allowed: which tokens the answers of a request may begin with (bits, as in `DecoderEngine.generate_among`).
         """
         by_bucket: dict[int, list[tuple[int, Request]]] = {}
         for number, request in arrivals:
@@ -149,7 +159,12 @@ class Decoding:
                 for row, (_, request) in zip(tokens, batch, strict=True):
                     row[: len(request.tokens)] = request.tokens
                 lengths = np.array([len(request.tokens) for _, request in batch])
-                self._insert(self.engine.prefill_many(self.params, tokens, lengths), batch)
+                prefix = self.engine.prefill_many(self.params, tokens, lengths)
+                if limited := [i for i, (slot, _) in enumerate(batch) if self._at_work[slot].number in allowed]:
+                    rows = np.full((size, self._words), -1, np.int32)
+                    rows[limited] = [allowed[self._at_work[batch[i][0]].number] for i in limited]
+                    prefix = prefix._replace(logits=only(prefix.logits, jnp.asarray(rows)))
+                self._insert(prefix, batch)
 
     def insert(self, number: int, request: Request, prefix: Prefix) -> None:
         """Put a request whose prompt is computed already into a free slot."""
@@ -160,12 +175,35 @@ class Decoding:
         """The first answer so far of every request in a slot."""
         return {group.number: group.answers[0].tokens for group in self._at_work.values()}
 
-    def step(self, guesses: Mapping[int, Sequence[int]] | None = None) -> None:
+    def answers(self, number: int) -> list[tuple[list[int], list[float]]]:
+        """Tokens and log-probs so far of all answers of a request in a slot."""
+        group = self._at_work[self._slot(number)]
+        return [(answer.tokens, answer.logprobs) for answer in group.answers]
+
+    def drop(self, number: int) -> None:
+        """Free the slot of a request whose answers nobody waits for any longer."""
+        self._leave(self._slot(number))
+
+    def pending(self, number: int) -> list[int]:
+        """The token of every answer of a request that the next step hands out."""
+        return np.asarray(self.state.rows.token)[self._slot(number)].tolist()
+
+    def step(
+        self,
+        guesses: Mapping[int, Sequence[int]] | None = None,
+        allowed: Mapping[int, Int[np.ndarray, "G words"]] = NO_LIMITS,
+    ) -> None:
         """`steps_per_sync` tokens for every answer; requests whose answers have all ended leave.
 
         guesses: of tokens behind the next one, by request; with any, one step checks them (`DecoderEngine.follow`).
+        allowed: what may follow the pending token, by request; with any, it is one step.
         """
-        if guesses:
+        if allowed:
+            rows = np.full((self.engine.slots, self.engine.group, self._words), -1, np.int32)
+            for number, bits in allowed.items():
+                rows[self._slot(number)] = bits
+            self.state, result = self.engine.generate_among(self.params, self.state, rows)
+        elif guesses:
             of_slot = {slot: guesses[group.number] for slot, group in self._at_work.items() if group.number in guesses}
             self.state, result = self.engine.follow(self.params, self.state, of_slot)
         else:
@@ -185,6 +223,9 @@ class Decoding:
                 self.finished[group.number] = [
                     answer.completion(group.request, g, self.engine.eos_ids) for g, answer in enumerate(group.answers)
                 ]
+
+    def _slot(self, number: int) -> int:
+        return next(slot for slot, group in self._at_work.items() if group.number == number)
 
     def _take(self, number: int, request: Request, until: Sequence[int] | None = None) -> int:
         slot = self.free.pop(0)

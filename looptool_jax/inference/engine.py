@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from jetstream.engine import engine_api, tokenizer_pb2
 
 from looptool_jax.inference.decode_state import DecodeState, Prefix, Rows, append, caches_at_work, put_into_slots
-from looptool_jax.inference.sampling import best_and_lead, row_keys, sample
+from looptool_jax.inference.sampling import best_and_lead, only, row_keys, sample
 from looptool_jax.inference.token_ids import NO_BOS, TokenIdsOnly
 from looptool_jax.models import decoder, linear
 from looptool_jax.models.attention import KV, Cache
@@ -150,6 +150,12 @@ class DecoderEngine(engine_api.Engine):
             in_shardings=(None, self.state_shardings),
             out_shardings=(self.state_shardings, replicated),
         )
+        self._restricted = jax.jit(
+            on_mesh(self._restricted_fn),
+            donate_argnums=1,
+            in_shardings=(None, self.state_shardings, slot),
+            out_shardings=(self.state_shardings, replicated),
+        )
         self._follow = jax.jit(
             on_mesh(self._follow_fn),
             donate_argnums=1,
@@ -218,7 +224,17 @@ class DecoderEngine(engine_api.Engine):
         return jax.tree.map(lambda target, entries: put_into_slots(target, entries, slots), rows, new)
 
     def _generate_fn(self, params: Params, state: DecodeState) -> tuple[DecodeState, Int[Array, "rows columns"]]:
-        s, g, k = self.slots, self.group, self.steps_per_sync
+        return self._steps(params, state, self.steps_per_sync)
+
+    def _restricted_fn(
+        self, params: Params, state: DecodeState, allowed: Int[Array, "S G words"]
+    ) -> tuple[DecodeState, Int[Array, "rows columns"]]:
+        return self._steps(params, state, 1, allowed)
+
+    def _steps(
+        self, params: Params, state: DecodeState, k: int, allowed: Int[Array, "S G words"] | None = None
+    ) -> tuple[DecodeState, Int[Array, "rows columns"]]:
+        s, g = self.slots, self.group
         prompt_length, answered = state.rows.prompt_length, state.rows.length
         caches = caches_at_work(state)
         temperature = jnp.repeat(state.rows.temperature, g)
@@ -235,9 +251,12 @@ class DecoderEngine(engine_api.Engine):
             hidden, new = decoder.decode_step(
                 params, self.cfg, rows.token[..., None], position[..., None], (*caches, recent)
             )
+            logits = decoder.logits(params, self.cfg, hidden).reshape(s * g, -1)
+            if allowed is not None:
+                logits = only(logits, allowed.reshape(s * g, -1))
             token, logprob, lead = sample(
-                decoder.logits(params, self.cfg, hidden).reshape(s * g, -1), rows.key.reshape(s * g, 2),
-                length.reshape(-1), temperature, top_k=self.top_k, top_p=self.top_p,
+                logits, rows.key.reshape(s * g, 2), length.reshape(-1), temperature,
+                top_k=self.top_k, top_p=self.top_p,
             )  # fmt: skip
             rows = rows._replace(
                 token=token.reshape(s, g), logprob=logprob.reshape(s, g), lead=lead.reshape(s, g), length=length,
@@ -287,8 +306,10 @@ class DecoderEngine(engine_api.Engine):
         return DecodeState(state.prompt_kv, answer_kv, rows), self._result(rows, tokens, valid, logprobs, leads)
 
     def _result(self, rows: Rows, *columns: Array) -> Int[Array, "rows columns"]:
-        """The next tokens of every row, whether each is one, log-probs and leads [S, G, k], as the host reads them."""
-        tokens, valid, logprobs, leads = (x.reshape(self.slots * self.group, self.steps_per_sync) for x in columns)
+        """The next tokens of every row, whether each is one, log-probs and leads [S, G, up to k], as the host reads
+        them."""
+        flat = [x.reshape(self.slots * self.group, -1) for x in columns]
+        tokens, valid, logprobs, leads = (jnp.pad(x, ((0, 0), (0, self.steps_per_sync - x.shape[1]))) for x in flat)
         floats = [jax.lax.bitcast_convert_type(jnp.where(valid, x, 0.0), jnp.int32) for x in (logprobs, leads)]
         tokens = jnp.where(valid, tokens, self.pad_id)
         return jnp.concatenate([tokens, valid.astype(jnp.int32), rows.length.reshape(-1, 1), *floats], axis=-1)
@@ -380,6 +401,15 @@ class DecoderEngine(engine_api.Engine):
             count[slot] = min(len(guess), width)
             tokens[slot, : count[slot]] = guess[:width]
         decode_state, data = self._follow(params, decode_state, jnp.asarray(tokens), jnp.asarray(count))
+        return decode_state, self._results(data)
+
+    def generate_among(
+        self, params: Params, decode_state: DecodeState, allowed: Int[np.ndarray, "S G words"]
+    ) -> tuple[DecodeState, engine_api.ResultTokens]:
+        """As `generate`, one step: hands out the next token of every row and chooses the one behind it among those that
+        have a bit set (token t: bit t % 32 of word t // 32). Log-probs are then among those. `decode_state` is
+        donated."""
+        decode_state, data = self._restricted(params, decode_state, jnp.asarray(allowed))
         return decode_state, self._results(data)
 
     def log_probs(self, result: engine_api.ResultTokens) -> Float[np.ndarray, "rows k"]:
@@ -493,7 +523,8 @@ class DecoderEngine(engine_api.Engine):
 
     @property
     def max_prefill_length(self) -> int:
-        return self.prompt_len
+        """JetStream's Driver pads to powers of two up to this one, the mark in front of a prompt included."""
+        return max(SMALLEST_BUCKET, 1 << self.prompt_len.bit_length())
 
     @property
     def mesh(self) -> Mesh:

@@ -36,6 +36,12 @@ def restrict(logits: Float[Array, "*rows V"], top_k: int, top_p: float) -> Float
     return logits
 
 
+def only(logits: Float[Array, "*rows V"], allowed: Int[Array, "*rows words"]) -> Float[Array, "*rows V"]:
+    """Set to -inf what has no bit: of token t, bit t % 32 of word t // 32."""
+    bits = (allowed[..., None] >> jnp.arange(32)) & 1
+    return jnp.where(bits.reshape(*logits.shape[:-1], -1)[..., : logits.shape[-1]] == 1, logits, -jnp.inf)
+
+
 def best_and_lead(
     logits: Float[Array, "*rows V"],
 ) -> tuple[Int[Array, "*rows"], Float[Array, "*rows"], Float[Array, "*rows"]]:

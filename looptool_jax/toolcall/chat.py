@@ -73,6 +73,11 @@ class ChatTokenizer:
         dropped = {*self.eos_ids, self.pad_id}
         return self.tokenizer.decode([i for i in ids if i not in dropped], skip_special_tokens=False)
 
+    def control_parts(self, text: str) -> list[tuple[str, bool]]:
+        """A template's text, split at its control tokens, and whether each part is one."""
+        parts = [(part, i % 2 == 1) for i, part in enumerate(self._control.split(text))]
+        return [(part, control) for part, control in parts if part]
+
     def _encode(self, segments: Sequence[Segment]) -> list[int]:
         """Split at the template's control tokens only; all text between two of them is encoded as one run."""
         ids: list[int] = []

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -89,6 +90,16 @@ def parse(text: str) -> Parsed | ParseFailure:
         return Parsed(_read_calls(text, opening), text[start:opening].strip(), reasoning)
     except _Broken as broken:
         return ParseFailure(broken.kind, broken.detail, broken.offset)
+
+
+def before_marks(text: str, marks: Sequence[str]) -> str:
+    """The beginning of an unfinished text that is before all marks, whatever follows: up to where the first one stands,
+    or may begin."""
+    starts = [start for mark in marks if (start := text.find(mark)) >= 0]
+    if starts:
+        return text[: min(starts)]
+    held = (n for mark in marks for n in range(1, len(mark)) if text.endswith(mark[:n]))
+    return text[: len(text) - max(held, default=0)]
 
 
 def read_call(text: str, start: int, arguments: str) -> tuple[Call, int] | ParseFailure:

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +29,7 @@ CFG = DecoderConfig(
 )
 EOS, PAD = (3, 5), 0
 LONGEST = 64
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -126,3 +136,62 @@ def folder(byte_cfg, tmp_path_factory):
     _tokenizer().save(str(path / "tokenizer.json"))
     hf.save_pretrained(jax.jit(decoder.init_params, static_argnums=0)(byte_cfg, jax.random.key(0)), byte_cfg, path)
     return path
+
+
+class ServerProcess:
+    """`looptool serve` in a process of its own, at a free port. It is waited for where its address is asked for."""
+
+    def __init__(self, *args: str, **environment: str) -> None:
+        flags = "--xla_backend_optimization_level=0"  # as in the tests' own process, but one device
+        env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **environment}
+        code = "from looptool_jax.cli import main; main()"
+        command = [sys.executable, "-c", code, "serve", "--port", "0", *args]
+        self.process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    @functools.cached_property
+    def address(self) -> str:
+        line = self.process.stdout.readline()
+        assert " at " in line, self.process.communicate(timeout=60)
+        for pipe in (self.process.stdout, self.process.stderr):
+            threading.Thread(target=pipe.read, daemon=True).start()
+        return line.split(" at ")[1].strip()
+
+    def get(self, path: str) -> tuple[int, dict]:
+        return self.send("GET", path)
+
+    def send(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, dict]:
+        """Status and JSON of an answer; `body` is sent as it is where it is bytes. `headers` of the answer are kept."""
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **headers}
+        base = self.address.removesuffix("/v1")
+        request = urllib.request.Request(f"{base}{path}", data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                status, raw, self.headers = answer.status, answer.read(), answer.headers
+        except urllib.error.HTTPError as answer:
+            status, raw, self.headers = answer.code, answer.read(), answer.headers
+        return status, json.loads(raw)
+
+    def stop(self) -> int:
+        """Ends it as a person would, by its id; its exit status."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+@pytest.fixture(scope="module")
+def start_server():
+    """Starts servers; all are stopped at the end of the module."""
+    started: list[ServerProcess] = []
+
+    def start(*args: str, **environment: str) -> ServerProcess:
+        started.append(ServerProcess(*args, **environment))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()

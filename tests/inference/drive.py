@@ -9,8 +9,6 @@ import asyncio
 import sys
 from pathlib import Path
 
-import jax
-from jetstream.core import orchestrator
 from jetstream.core.proto import jetstream_pb2
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -18,14 +16,12 @@ from conftest import CFG, EOS, PAD, make_params
 
 from looptool_jax.inference.batch import Request, generate
 from looptool_jax.inference.engine import DecoderEngine
+from looptool_jax.inference.serving.grpc_server import load_orchestrator
+
+orchestrator = load_orchestrator()
 
 
-def delete_pytree(tree) -> None:
-    """JetStream 0.2.2 calls `jax.tree_map` here, which JAX no longer has."""
-    jax.tree.map(lambda leaf: leaf.delete() if isinstance(leaf, jax.Array) else None, tree)
-
-
-async def decode(servicer: orchestrator.LLMOrchestrator, prompt: list[int], max_tokens: int) -> list[list[int]]:
+async def decode(servicer, prompt: list[int], max_tokens: int) -> list[list[int]]:
     request = jetstream_pb2.DecodeRequest(
         token_content=jetstream_pb2.DecodeRequest.TokenContent(token_ids=prompt), max_tokens=max_tokens
     )
@@ -36,7 +32,7 @@ async def decode(servicer: orchestrator.LLMOrchestrator, prompt: list[int], max_
     return rows
 
 
-async def decode_all(driver: orchestrator.Driver, requests: list[Request]) -> list[list[list[int]]]:
+async def decode_all(driver, requests: list[Request]) -> list[list[list[int]]]:
     """The Driver's threads still close their channels behind the last token, and need the event loop for it."""
     servicer = orchestrator.LLMOrchestrator(driver)
     served = await asyncio.gather(*(decode(servicer, list(each.tokens), each.max_new) for each in requests))
@@ -45,12 +41,11 @@ async def decode_all(driver: orchestrator.Driver, requests: list[Request]) -> li
 
 
 def main() -> None:
-    orchestrator.delete_pytree = delete_pytree
     engine = DecoderEngine(
         CFG, slots=2, group=2, prompt_len=32, answer_len=12, steps_per_sync=4, eos_ids=EOS, pad_id=PAD
     )
     params = engine.load_params(make_params(0))
-    lengths = (1, 16, 31, 7, 22)
+    lengths = (1, 16, 32, 7, 22)
     requests = [
         Request(str(i), [6 + (7 * i + j) % 42 for j in range(n)], (0, 0), 0.0, 12) for i, n in enumerate(lengths)
     ]

@@ -44,7 +44,7 @@ def test_it_is_a_jetstream_engine(engine):
 
     assert isinstance(engine, Engine)
     assert not type(engine).__abstractmethods__
-    assert (engine.max_concurrent_decodes, engine.samples_per_slot, engine.max_prefill_length) == (3, 4, 32)
+    assert (engine.max_concurrent_decodes, engine.samples_per_slot, engine.max_prefill_length) == (3, 4, 64)
     assert engine.mesh.axis_names == ("data", "fsdp", "expert", "tensor")
     assert engine.get_tokenizer().path == ""
 

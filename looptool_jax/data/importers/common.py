@@ -51,7 +51,7 @@ class Step:
 
 def build_samples(steps: Sequence[Step], tools: Iterable[Tool], source: Source, fields: dict[str, Any]) -> list[Sample]:
     """Samples of a record, one per step, each checked. `fields`: what the record holds besides. Raises Reject."""
-    distinct = _distinct_tools(tools)
+    distinct = distinct_tools(tools)
     unread = {"fields": fields} if fields else {}
     samples = []
     for number, step in enumerate(steps, 1):
@@ -74,8 +74,9 @@ def printable(text: str) -> str:
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
-def _distinct_tools(tools: Iterable[Tool]) -> tuple[Tool, ...]:
-    """The same document twice is one document; two documents of one name cannot be told apart by a call."""
+def distinct_tools(tools: Iterable[Tool]) -> tuple[Tool, ...]:
+    """The same document twice is one document; two documents of one name cannot be told apart by a call. Raises
+    Reject."""
     by_name: dict[str, Tool] = {}
     for tool in tools:
         if by_name.setdefault(tool.name, tool) != tool:

@@ -33,10 +33,14 @@ _ROLES: dict[str, Role] = {
 
 def convert(record: dict[str, Any], source: Source) -> list[Sample]:
     """One sample per assistant message that answers something. Raises Reject."""
-    turns = read_list(record.get("messages"), "messages")
-    messages = _in_call_order(turns, [_read_message(raw, number) for number, raw in enumerate(turns, 1)])
+    messages = read_messages(read_list(record.get("messages"), "messages"))
     fields = {key: value for key, value in record.items() if key not in ("messages", "tools")}
     return build_samples(split_steps(messages), read_tools(record.get("tools")), source, fields)
+
+
+def read_messages(turns: list[Any]) -> list[Message]:
+    """The messages of a conversation, with results in the order of the calls that they answer. Raises Reject."""
+    return _in_call_order(turns, [_read_message(raw, number) for number, raw in enumerate(turns, 1)])
 
 
 def _read_message(raw: Any, number: int) -> Message:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from looptool_jax.toolcall.parser import CALL_CLOSE, CALL_OPEN
+from looptool_jax.toolcall.parser import CALL_CLOSE, CALL_OPEN, before_marks
 from looptool_jax.toolcall.records import Call, Message, Target, Tool
 
 
@@ -91,6 +91,10 @@ class ChatFormat(ABC):
     def canonical(self, text: str) -> str:
         """An answer of the family's model as the canonical text: a text answer as it is, calls as `<tool_call>`
         blocks, a broken attempt at a call as text that the strict parser rejects. Never raises on a string."""
+
+    def before_calls(self, text: str) -> str:
+        """The beginning of an unfinished answer that belongs to no call, whatever follows."""
+        return before_marks(text, (CALL_OPEN,))
 
 
 def call_block(call: Call) -> list[Segment]:

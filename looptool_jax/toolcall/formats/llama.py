@@ -81,6 +81,10 @@ class Llama(ChatFormat):
                 return _rejected(blocks, text[start:])
             start = separator.end()
 
+    def before_calls(self, text: str) -> str:
+        """What looks like a call anywhere makes the whole answer one, so nothing is certain before its end."""
+        return ""
+
 
 LLAMA31 = Llama(
     "llama3.1",
