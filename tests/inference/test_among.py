@@ -27,7 +27,7 @@ def answers(single, tiny) -> dict[int, list[int]]:
     """Three requests in slots, the last of them free to choose."""
     decoding, vocab = Decoding(single, tiny.params), tiny.cfg.vocab_size
     requests = [Request(str(i), list(range(6, 10 + 7 * i)), (0, i), 0.0, LIMIT) for i in range(3)]
-    decoding.prefill(list(enumerate(requests)), {i: as_bits(allowed_at(i, 0, vocab), vocab) for i in range(2)})
+    decoding.prefill(list(enumerate(requests)), allowed={i: as_bits(allowed_at(i, 0, vocab), vocab) for i in range(2)})
     for place in range(1, LIMIT + 1):
         pending = [decoding.pending(i) for i in range(2)]
         assert all(pending[i][0] in allowed_at(i, place - 1, vocab) for i in range(2))
