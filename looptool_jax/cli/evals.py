@@ -134,7 +134,8 @@ def evaluate_acebench(
     model: Model = None,
     overrides: Overrides = None,
 ) -> None:
-    """Accuracy of a policy on ACEBench (English, without Agent multi-turn); sizes are those of evaluate.answers.
+    """Accuracy of a policy on ACEBench (English, without Agent multi-turn); sizes are those of evaluate.answers. Rerun
+    to resume.
 
     The rows are the user's own checkout of ACEBench/ACEBench. Agent multi-step runs the scenarios' Python code from it.
 
@@ -157,10 +158,12 @@ def evaluate_acebench(
     tasks = agent.read_rows(folder, limit) if classes else []
     if not rows and not tasks:
         raise DataError(f"{data}: the scenarios of {left_out[0]} are not here; give --data a checkout of ACEBench")
-    with joined(cfg) as console:
-        with console.stage("eval acebench"):
-            policy = model_pool(cfg, out).lend(cfg.policy)
-            scores = evaluate(policy, rows, cfg.evaluate.answers, out, console.tokens, tasks, classes)
+    files = [str(file) for category in chosen for file in acebench.category_files(folder, category)]
+    with results(out, "eval acebench", cfg, files) as console:
+        policy = model_pool(cfg, out).lend(cfg.policy)
+        console.expect(len(rows) + len(tasks))
+        sizes = cfg.evaluate.answers
+        scores = evaluate(policy, rows, sizes, out, console.tokens, console.advance, tasks, classes)
         for table in acebench_tables(scores):
             console.table(table.rich())
         for name in left_out:

@@ -182,7 +182,10 @@ def test_answers_are_scored_and_written(tmp_path):
     right = get_format("qwen3").render_target(rows[0].sample.target)
     wrong = get_format("qwen3").render_target(Target(calls=(Call("room_book", {"city": "Ulm", "nights": 3}),)))
     policy = Scripted((right, "stop"), (right, "length"), (wrong, "stop"), ("<tool_call>\n{", "stop"))
-    scores = evaluate(policy, rows, AnswerConfig(prompt_tokens=100), str(tmp_path / "out"), lambda tokens: None)
+    sizes, out, done = AnswerConfig(prompt_tokens=100), str(tmp_path / "out"), []
+    scores = evaluate(policy, rows, sizes, out, lambda tokens: None, done.append)
+    assert sum(done) == 5
+    assert evaluate(None, rows, sizes, out, lambda tokens: None, done.append) == scores, "answers are kept"
     assert scores["categories"] == {
         SINGLE.name: {"rows": 4, "official": 0.75, "fixed": 0.25, "ceiling": 1.0, "unreadable": 0, "truncated": 1,
                       "unanswered": 1},

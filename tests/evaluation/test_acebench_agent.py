@@ -13,6 +13,7 @@ import pytest
 from looptool_jax.data.store import DataError, read_jsonl
 from looptool_jax.evaluation.acebench import agent, data
 from looptool_jax.evaluation.acebench.evaluate import evaluate
+from looptool_jax.evaluation.kept_answers import KeptAnswers
 from looptool_jax.inference.answers import Answer, AnswerConfig
 from looptool_jax.report.acebench import acebench_tables
 from looptool_jax.toolcall import Call
@@ -159,6 +160,10 @@ class Scripted:
         return [Answer(text, [], [], finish) for text, finish in (self.answers.pop(0) for _ in samples)]
 
 
+def ignore(_: int) -> None:
+    """Progress that nobody watches."""
+
+
 def written(*calls: Call) -> str:
     return "\n".join(
         f"<tool_call>\n{json.dumps({'name': call.name, 'arguments': call.arguments})}\n</tool_call>" for call in calls
@@ -172,7 +177,7 @@ def test_a_task_is_played_and_scored(tmp_path):
         ("Shall I?", "stop"), ("<tool_call>\n{", "stop"), (written(WIFI), "stop"), (written(EGGS), "stop"),
         ("All done: finish conversation", "stop"),
     )  # fmt: skip
-    scores = evaluate(policy, [], AnswerConfig(), str(tmp_path / "out"), lambda tokens: None, tasks, classes)
+    scores = evaluate(policy, [], AnswerConfig(), str(tmp_path / "out"), ignore, ignore, tasks, classes)
     [result] = read_jsonl(tmp_path / "out" / "results.jsonl")
     assert (result["correct"], result["correct_fixed"], result["gold"], result["milestones"]) == (True, True, True, 1.0)
     roles = [message["role"] for message in result["answer"]]
@@ -198,9 +203,10 @@ def test_a_task_is_played_and_scored(tmp_path):
 def test_how_a_task_ends(tmp_path, answers, prompt_tokens, end):
     rows = checkout(tmp_path)
     policy = Scripted(*answers)
-    cfg = AnswerConfig(prompt_tokens=prompt_tokens)
-    [played] = agent.play(policy, agent.read_rows(rows), agent.scenario_classes(rows) or {}, cfg, lambda tokens: None)
-    assert played[2] == end and policy.answers == []
+    done: list[int] = []
+    kept = KeptAnswers(policy, AnswerConfig(prompt_tokens=prompt_tokens), str(tmp_path), ignore)  # type: ignore[arg-type]
+    [played] = agent.play(agent.read_rows(rows), agent.scenario_classes(rows) or {}, kept.ask, done.append)
+    assert played[2] == end and policy.answers == [] and sum(done) == 1
 
 
 @pytest.mark.parametrize(

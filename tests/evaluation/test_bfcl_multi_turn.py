@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from looptool_jax.data.store import DataError, read_jsonl
-from looptool_jax.evaluation.bfcl.answers import CHUNK, Given, KeptAnswers
 from looptool_jax.evaluation.bfcl.data import CATEGORIES, data_folder
 from looptool_jax.evaluation.bfcl.dialogue import ADDED, STEPS, converse
 from looptool_jax.evaluation.bfcl.evaluate import evaluate
 from looptool_jax.evaluation.bfcl.export import export_results
 from looptool_jax.evaluation.bfcl.multi_turn import MultiTurnRow, match_multi_turn, read_multi_turn
+from looptool_jax.evaluation.kept_answers import CHUNK, Given, KeptAnswers
 from looptool_jax.inference.answers import Answer, AnswerConfig
 from looptool_jax.toolcall import Call, Message, Sample, Target, get_format
 

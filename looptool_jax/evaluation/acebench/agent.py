@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from looptool_jax.data.store import DataError
-from looptool_jax.evaluation.acebench.data import REMEDY, read_functions, read_lines
-from looptool_jax.inference.answers import AnswerConfig, Answerer
+from looptool_jax.evaluation.acebench.data import CATEGORIES, REMEDY, category_files, read_functions, read_lines
+from looptool_jax.evaluation.kept_answers import Given
 from looptool_jax.toolcall import (
     Call,
     Message,
@@ -142,11 +142,7 @@ def scenario_classes(folder: Path) -> dict[str, type] | None:
 
 def read_rows(folder: Path, limit: int | None = None) -> list[AgentRow]:
     """The first `limit` rows, or all. Raises DataError naming file and line."""
-    file = folder / f"data_{NAME}.json"
-    label_file = folder / "possible_answer" / file.name
-    for needed in (file, label_file):
-        if not needed.is_file():
-            raise DataError(f"{needed}: no such file; {REMEDY}")
+    file, label_file = category_files(folder, CATEGORIES[NAME])
     rows: list[AgentRow] = []
     for (number, raw), (label_number, answer) in zip(read_lines(file), read_lines(label_file), strict=False):
         if len(rows) == limit:
@@ -172,37 +168,36 @@ def read_rows(folder: Path, limit: int | None = None) -> list[AgentRow]:
 
 
 def play(
-    policy: Answerer,
     rows: Sequence[AgentRow],
     classes: dict[str, type],
-    cfg: AnswerConfig,
-    on_tokens: Callable[[int], None],
+    ask: Callable[[Sequence[Sample]], list[Given]],
+    on_done: Callable[[int], None],
 ) -> list[tuple[Scenario, Sample, str]]:
-    """Greedy answers, a step of all unfinished tasks at a time. Of each row the scenario, the dialogue, and how it
-    ended: stop, steps, length (an answer was cut) or prompt_too_long."""
+    """A step of all unfinished tasks at a time, answered by `ask`. Of each row the scenario, the dialogue, and how it
+    ended: stop, steps, length (an answer was cut) or prompt_too_long. on_done: told how many more tasks are over."""
     scenarios = [Scenario(row, classes) for row in rows]
     dialogues, ends = [row.sample for row in rows], ["steps"] * len(rows)
     going = list(range(len(rows)))
     for _ in range(STEPS):
-        long = [place for place in going if policy.prompt_length(dialogues[place]) > cfg.prompt_tokens]
-        for place in long:
-            ends[place] = "prompt_too_long"
-        going = [place for place in going if place not in long]
         if not going:
             break
-        answers = policy.greedy([dialogues[place] for place in going], cfg, on_tokens)
         still = []
-        for place, answer in zip(going, answers, strict=True):
-            messages, end = _step(scenarios[place], answer.text, answer.finish)
+        for place, answer in zip(going, ask([dialogues[place] for place in going]), strict=True):
+            messages, end = _step(scenarios[place], answer)
             dialogues[place] = replace(dialogues[place], messages=dialogues[place].messages + messages)
             ends[place] = end or "steps"
             still += [] if end else [place]
+        on_done(len(going) - len(still))
         going = still
+    on_done(len(going))
     return list(zip(scenarios, dialogues, ends, strict=True))
 
 
-def _step(scenario: Scenario, text: str, finish: str) -> tuple[tuple[Message, ...], str]:
+def _step(scenario: Scenario, answer: Given) -> tuple[tuple[Message, ...], str]:
     """What an answer adds to the dialogue, and how it ends it ("": it does not)."""
+    if answer.finish == "prompt_too_long":
+        return (), answer.finish
+    text, finish = answer.text, answer.finish
     parsed = parse(text)
     if isinstance(parsed, ParseFailure):
         return (Message("assistant", text), Message("user", f"That cannot be read: {parsed.detail}")), _cut(finish)

@@ -129,14 +129,20 @@ def data_folder(given: str) -> Path:
     raise DataError(f"{given}: no data_*.json here nor in {_IN_CHECKOUT}; {REMEDY}")
 
 
+def category_files(folder: Path, category: Category) -> tuple[Path, Path]:
+    """The files of a category's rows and of their labels. Raises DataError where one is missing."""
+    file = folder / f"data_{category.name}.json"
+    files = (file, folder / "possible_answer" / file.name)
+    for needed in files:
+        if not needed.is_file():
+            raise DataError(f"{needed}: no such file; {REMEDY}")
+    return files
+
+
 def read_category(folder: Path, category: Category, limit: int | None = None) -> list[AceRow]:
     """The first `limit` rows of a Normal or Special category, or all. Raises DataError naming file and line."""
     assert category.kind != "agent"
-    file = folder / f"data_{category.name}.json"
-    label_file = folder / "possible_answer" / file.name
-    for needed in (file, label_file):
-        if not needed.is_file():
-            raise DataError(f"{needed}: no such file; {REMEDY}")
+    file, label_file = category_files(folder, category)
     labels = read_lines(label_file)
     rows: list[AceRow] = []
     for number, raw in read_lines(file):

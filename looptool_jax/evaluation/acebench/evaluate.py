@@ -14,6 +14,7 @@ from looptool_jax.data.store import dump_json, join, write_bytes, write_jsonl
 from looptool_jax.evaluation.acebench import agent
 from looptool_jax.evaluation.acebench.data import CATEGORIES, AceRow
 from looptool_jax.evaluation.acebench.scores import accuracy, averages
+from looptool_jax.evaluation.kept_answers import KeptAnswers
 from looptool_jax.inference.answers import AnswerConfig, Answerer
 from looptool_jax.toolcall import Match, ParseFailure, Sample, match_acebench, parse
 from looptool_jax.toolcall.acebench_match import match_official_text
@@ -27,6 +28,7 @@ def evaluate(
     cfg: AnswerConfig,
     out: str,
     on_tokens: Callable[[int], None],
+    on_done: Callable[[int], None],
     tasks: Sequence[agent.AgentRow] = (),
     classes: dict[str, type] | None = None,
 ) -> dict[str, Any]:
@@ -36,15 +38,13 @@ def evaluate(
     averages.
 
     A row whose prompt is longer than `cfg.prompt_tokens` is not answered and counts as wrong. An answer that was cut at
-    `cfg.answer_tokens` is scored as it stands (official) or is wrong (fixed).
+    `cfg.answer_tokens` is scored as it stands (official) or is wrong (fixed). on_done: told of rows and tasks that are
+    over. Answers are kept in `out/progress.jsonl`: killed and called again alike, it continues there.
     """
-    fits = [row for row in rows if policy.prompt_length(row.sample) <= cfg.prompt_tokens]
-    answers = policy.greedy([row.sample for row in fits], cfg, on_tokens)
-    found = {id(row): answer for row, answer in zip(fits, answers, strict=True)}
+    kept = KeptAnswers(policy, cfg, out, on_tokens)
     results = []
-    for row in rows:
-        answer = found.get(id(row))
-        if answer is None:
+    for row, answer in zip(rows, kept.ask([row.sample for row in rows], on_done), strict=True):
+        if answer.finish == "prompt_too_long":
             unanswered = Match(False, f"the prompt is longer than {cfg.prompt_tokens} tokens")
             results.append(_result(row, "", "prompt_too_long", unanswered, unanswered))
             continue
@@ -53,7 +53,7 @@ def evaluate(
             fair = Match(False, "truncated at the token limit")
         results.append(_result(row, answer.text, answer.finish, released, fair))
     if tasks:
-        results += _tasks(tasks, classes or {}, agent.play(policy, tasks, classes or {}, cfg, on_tokens))
+        results += _tasks(tasks, classes or {}, agent.play(tasks, classes or {}, kept.ask, on_done))
     write_jsonl(join(out, "results.jsonl"), results)
     scores = summary(results)
     write_bytes(join(out, "scores.json"), dump_json(scores) + b"\n")

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from looptool_jax.evaluation.bfcl.answers import Given
 from looptool_jax.evaluation.bfcl.multi_turn import MultiTurnRow, call_text, released_step
+from looptool_jax.evaluation.kept_answers import Given
 from looptool_jax.toolcall import Message, Sample, Target
 
 STEPS = 21  # the harness gives up after the calls of a 21st step

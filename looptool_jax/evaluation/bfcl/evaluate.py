@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from looptool_jax.data.store import dump_json, join, write_bytes, write_jsonl
-from looptool_jax.evaluation.bfcl.answers import Given, KeptAnswers
 from looptool_jax.evaluation.bfcl.data import CATEGORIES, BfclRow
 from looptool_jax.evaluation.bfcl.dialogue import STEPS, Trajectory, converse
 from looptool_jax.evaluation.bfcl.multi_turn import MultiTurnRow, match_multi_turn
 from looptool_jax.evaluation.bfcl.scores import AGENTIC, averages, official_overall
+from looptool_jax.evaluation.kept_answers import Given, KeptAnswers
 from looptool_jax.inference.answers import AnswerConfig, Answerer
 from looptool_jax.toolcall import Match, ParseFailure, match_bfcl, parse
 
