@@ -405,7 +405,8 @@ def test_the_command_resumes_and_exports(tmp_path):
     assert "multi_turn_base" in first.stdout and "v4 Overall, missing as 0" in first.stdout
     exported = tmp_path / "official" / "result" / "looptool" / "multi_turn" / "BFCL_v4_multi_turn_base_result.json"
     answers = [result["answer"] for result in read_jsonl(tmp_path / "out" / "results.jsonl")]
-    assert [line["result"] for line in read_jsonl(exported)] == answers and answers[0] == answers[1]
+    assert [line["id"] for line in read_jsonl(exported)] == ["multi_turn_base_0", "multi_turn_base_1"]
+    assert answers[0] == answers[1] and answers[0][0], "the same prompts"
     progress, results = ((tmp_path / "out" / name) for name in ("progress.jsonl", "results.jsonl"))
     kept, whole = progress.read_bytes(), results.read_bytes()
     progress.write_bytes(kept[: kept.index(b"\n") + 1])  # as after a kill behind the first answers
