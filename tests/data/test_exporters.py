@@ -221,6 +221,17 @@ def test_texts_that_hold_a_formats_marks_are_never_lost_silently(tmp_path_factor
     check()
 
 
+def test_a_call_or_a_schema_that_a_format_cannot_write_is_left_out():
+    odd = Tool("odd", "", {"type": "object", "properties": {"a=b(": {"type": "integer"}, "c": True}})
+    samples = [Sample("s", (odd,), (Message("user", "x"),), Target((Call("odd", {"a=b(": 1}),)))]
+    for format, kind in (("toolace", "unreadable call"), ("xlam", "a schema that the format cannot write")):
+        result = export_samples(samples, format)
+        assert not result.records and result.losses[0].left_out.startswith(kind), result.losses
+    assert not export_samples(
+        [replace(samples[0], tools=(replace(odd, parameters={}),), messages=())], "hermes"
+    ).records
+
+
 def test_write_export_lists_the_losses_beside_the_records(tmp_path, capsys):
     write_export(export_samples(steps(), "xlam"), tmp_path / "x.jsonl")
     rows = list(read_jsonl(tmp_path / "x.losses.jsonl"))
