@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,11 @@ def test_world_samples_lose_what_is_listed(tmp_path, format):
     )
 
 
+@cache
+def _imported(path: Path, source: str) -> tuple[Sample, ...]:
+    return import_file(path, source).samples
+
+
 @pytest.mark.parametrize("format", EXPORTS)
 @pytest.mark.parametrize(
     ("file", "source"),
@@ -123,7 +129,7 @@ def test_real_files_lose_what_is_listed(tmp_path, format, file, source):
     path = SHARED / file
     if not path.exists():
         pytest.skip("the shared data folder is not here")
-    samples = list(import_file(path, source).samples)[:80]
+    samples = list(_imported(path, source)[:80])
     result = assert_nothing_is_lost_silently(samples, format, tmp_path)
     if format == source or (source, format) in {("openai", "xlam"), ("sharegpt", "openai"), ("openai", "hermes")}:
         assert not result.losses
