@@ -62,7 +62,7 @@ def inspect_samples(samples: Sequence[Sample], tokenizer: ChatTokenizer) -> Insp
     """Count everything; lengths in tokens of this tokenizer's chat format, without thinking."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # the tokenizer computes outside of Python's lock
         lengths = list(threads.map(lambda sample: _lengths(sample, tokenizer), samples, chunksize=64))
-    exact = Counter(_digest([sample.to_json()[key] for key in ("tools", "messages", "target")]) for sample in samples)
+    exact = Counter(_digest([raw["tools"], raw["messages"], raw["target"]]) for raw in map(Sample.to_json, samples))
     alike = Counter(_digest(_plain(sample)) for sample in samples)
     return Inspection(
         samples=len(samples),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,11 @@ def test_world_samples_lose_what_is_listed(tmp_path, format):
     )
 
 
+@cache
+def _imported(path: Path, source: str) -> tuple[Sample, ...]:
+    return import_file(path, source).samples
+
+
 @pytest.mark.parametrize("format", EXPORTS)
 @pytest.mark.parametrize(
     ("file", "source"),
@@ -123,7 +129,7 @@ def test_real_files_lose_what_is_listed(tmp_path, format, file, source):
     path = SHARED / file
     if not path.exists():
         pytest.skip("the shared data folder is not here")
-    samples = list(import_file(path, source).samples)[:80]
+    samples = list(_imported(path, source)[:80])
     result = assert_nothing_is_lost_silently(samples, format, tmp_path)
     if format == source or (source, format) in {("openai", "xlam"), ("sharegpt", "openai"), ("openai", "hermes")}:
         assert not result.losses
@@ -219,6 +225,17 @@ def test_texts_that_hold_a_formats_marks_are_never_lost_silently(tmp_path_factor
         assert_nothing_is_lost_silently([replace(each, id=str(i)) for i, each in enumerate(samples)], format, folder)
 
     check()
+
+
+def test_a_call_or_a_schema_that_a_format_cannot_write_is_left_out():
+    odd = Tool("odd", "", {"type": "object", "properties": {"a=b(": {"type": "integer"}, "c": True}})
+    samples = [Sample("s", (odd,), (Message("user", "x"),), Target((Call("odd", {"a=b(": 1}),)))]
+    for format, kind in (("toolace", "unreadable call"), ("xlam", "a schema that the format cannot write")):
+        result = export_samples(samples, format)
+        assert not result.records and result.losses[0].left_out.startswith(kind), result.losses
+    assert not export_samples(
+        [replace(samples[0], tools=(replace(odd, parameters={}),), messages=())], "hermes"
+    ).records
 
 
 def test_write_export_lists_the_losses_beside_the_records(tmp_path, capsys):

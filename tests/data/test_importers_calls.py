@@ -184,6 +184,17 @@ def test_toolace_dialogue(tmp_path):
     )
 
 
+def test_a_toolace_name_with_an_apostrophe_is_no_text(tmp_path):
+    tool = {
+        "name": "Bob's, API",
+        "description": "",
+        "parameters": {"type": "dict", "properties": {"x": {"type": "int"}}},
+    }
+    record = toolace(system=f"Functions: {json.dumps([tool])}", **said("[ Bob's, API(x=1)]"))
+    (sample,) = samples_of(tmp_path, record, "toolace")
+    assert sample.target.calls == (Call("Bob's, API", {"x": 1}),)
+
+
 def test_xlam_record(tmp_path):
     (sample,) = samples_of(tmp_path, xlam(), "xlam")
     assert sample.messages == (Message("user", "Weather?"),)

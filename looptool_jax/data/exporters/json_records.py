@@ -79,8 +79,11 @@ def _flat_parameters(tool: Tool) -> dict[str, Any]:
     """Parameters by their names, each with a Python type that says whether it is optional."""
     flat: dict[str, Any] = {}
     for key, schema in tool.properties.items():
-        kinds = schema.get("type", []) if isinstance(schema, dict) else []
-        names = [_PYTHON_TYPES[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds)]
+        kinds = schema.get("type", []) if isinstance(schema, dict) else [None]
+        kinds = kinds if isinstance(kinds, list) else [kinds]
+        if not all(kind in tuple(_PYTHON_TYPES) for kind in kinds):
+            raise Reject("a schema that the format cannot write", f"{tool.name}: {key}")
+        names = [_PYTHON_TYPES[kind] for kind in kinds]
         entry = dict(schema)
         optional = key not in tool.required
         if names:

@@ -28,7 +28,7 @@ def lost_parts(sample: Sample, back: Sample | None) -> list[str]:
         raise Reject("no step of its own", "the label follows neither a user turn nor a tool result")
     messages = sample.messages
     lost = [] if _documents(sample.tools) == _documents(back.tools) else ["tool documents"]
-    if messages[0].role == "system" != back.messages[0].role:
+    if _opens_with_system(messages) and not _opens_with_system(back.messages):
         lost.append("text of system turns")
         messages = messages[1:]
     if _speakers(messages) != _speakers(back.messages):
@@ -43,6 +43,10 @@ def lost_parts(sample: Sample, back: Sample | None) -> list[str]:
     lost += [f"intent {target.intent}"] if target.intent not in (None, back.target.intent) else []
     lost += ["missing parameters"] if target.missing else []
     return lost + (["alternatives"] if target.alternatives else [])
+
+
+def _opens_with_system(messages: Sequence[Message]) -> bool:
+    return bool(messages) and messages[0].role == "system"
 
 
 def _speakers(messages: Sequence[Message]) -> list[str]:

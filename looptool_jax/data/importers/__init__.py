@@ -35,7 +35,7 @@ FORMATS = (
     "looptool", "openai", "toolrl", "seal_tools", "sharegpt", "toolace", "xlam", "hermes", "bfcl_style", "mcp",
 )  # fmt: skip
 REJECTED_NAME = "rejected.jsonl"
-_BENCHMARK = re.compile(r"\bBFCL_v\d+_|\bberkeley-function-calling-leaderboard\b", re.IGNORECASE)
+_BENCHMARK = re.compile(r"BFCL_v\d+_|berkeley-function-calling-leaderboard", re.IGNORECASE)
 
 _Converter = Callable[[dict[str, Any], Source], list[Sample]]
 

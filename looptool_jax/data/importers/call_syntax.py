@@ -25,9 +25,11 @@ _NAME = re.compile(r"[^()\[\]{}=\"',]+")
 _CALL_LIST = re.compile(r"\[\s*[^()\[\]{}=\"',]+\(")
 
 
-def looks_like_calls(text: str) -> bool:
-    """Whether a text opens as a list of calls does."""
-    return _CALL_LIST.match(text.lstrip()) is not None
+def looks_like_calls(text: str, names: Iterable[str]) -> bool:
+    """Whether a text opens as a list of calls does, be it of these tools or of others."""
+    text = text.lstrip()
+    opening = text[1:].lstrip() if text.startswith("[") else ""
+    return _CALL_LIST.match(text) is not None or opening.startswith(tuple(f"{name}(" for name in names))
 
 
 def read_calls(text: str, names: Iterable[str]) -> tuple[Call, ...]:

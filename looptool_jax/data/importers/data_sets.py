@@ -94,10 +94,12 @@ def _length(columns: dict[str, Any]) -> int:
 def _hf(source: str, name: str, split: str) -> Iterator[dict[str, Any]]:
     try:
         import datasets
+        import huggingface_hub
     except ImportError:
         raise DataError(f"{source}: reading Hugging Face data sets needs datasets; install looptool-jax[hf]") from None
 
     datasets.disable_progress_bars()
+    huggingface_hub.logging.set_verbosity_error()  # it also logs what it raises
     try:
         if os.path.isdir(name):
             saved = any(os.path.isfile(os.path.join(name, file)) for file in ("state.json", "dataset_dict.json"))

@@ -64,7 +64,7 @@ def _read_turn(raw: Any, number: int, names: list[str]) -> list[Message]:
         return [Message("user", value)]
     if author != "assistant":
         raise Reject("unknown role", f"turn {number} is by {author!r}")
-    if not looks_like_calls(value):
+    if not looks_like_calls(value, names):
         return [Message("assistant", value)]
     try:
         return [Message("assistant", "", read_calls(value, names))]
