@@ -20,7 +20,7 @@ count=$1 config=${2:-}
 [[ -n $config ]] || fail "no CONFIG is given, such as micro"
 shift 2
 port=${PORT:-$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
-export JAX_PLATFORMS=cpu XLA_FLAGS="--xla_force_host_platform_device_count=${DEVICES:-1} ${XLA_FLAGS:-}"
+export JAX_PLATFORMS=cpu XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=${DEVICES:-1}"
 
 processes=()
 for ((i = count - 1; i >= 0; i--)); do

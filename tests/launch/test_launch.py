@@ -194,8 +194,9 @@ def test_the_skypilot_task_runs_what_it_says(tmp_path):
     assert done.stdout.split() == ["run", "--config", "v5e8_4b", "run_dir=gs://bucket/run", "rounds=1", "seed=2"]
 
 
+@pytest.mark.slow
 def test_two_processes_here(tmp_path):
-    """For real: what `launch/local.sh 2 micro` runs, up to the first commit that is asked for."""
+    """For real: `launch/local.sh 2 micro`, and a mistake that both processes tell."""
     run_dir = tmp_path / "run"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     command = [str(LAUNCH / "local.sh"), "2", "micro", f"run_dir={run_dir}", "rounds=1"]
