@@ -206,4 +206,4 @@ def test_two_processes_here(tmp_path):
     ended = subprocess.run(
         [*command, "no.such=1"], capture_output=True, text=True, env={**os.environ, "PATH": path}, timeout=600
     )
-    assert ended.returncode == 2 and "no.such: no such setting" in ended.stderr and "logs are in" in ended.stderr
+    assert ended.returncode == 2 and "no such setting" in ended.stderr and "logs are in" in ended.stderr
