@@ -5,7 +5,6 @@ A document either becomes a tool or is rejected with its place and a reason: `re
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from functools import partial
 from typing import Any
 
 from looptool_jax.data import openapi
-from looptool_jax.data.files import DataError, PathLike, dump_json, parse_json, read_text
+from looptool_jax.data.files import DataError, PathLike, parse_json, read_text
 from looptool_jax.data.importers.common import Reject, check_storable, printable
 from looptool_jax.data.importers.rows import read_rows
 from looptool_jax.data.importers.seal_tools import read_document
 from looptool_jax.data.store import write_jsonl
+from looptool_jax.data.yaml_text import parse_yaml
 from looptool_jax.toolcall.records import Tool
 from looptool_jax.toolcall.schema import SchemaError, normalise_tool
 
@@ -96,7 +96,7 @@ def write_tools(documents: ToolDocuments, out: PathLike) -> None:
 def _operations(path: PathLike) -> Iterator[_Entry]:
     text = read_text(path)
     try:
-        document = _yaml(text) if str(path).lower().endswith((".yaml", ".yml")) else parse_json(text)
+        document = parse_yaml(text) if str(path).lower().endswith((".yaml", ".yml")) else parse_json(text)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
     for place, operation, item in openapi.operations(document, str(path)):
@@ -138,26 +138,3 @@ def _read(value: Any, problem: str, read: Callable[[Any], Tool]) -> Tool:
     if problem or not isinstance(value, dict):
         raise Reject("unreadable tool document", problem or f"expected an object, found {type(value).__name__}")
     return read(value)
-
-
-def _yaml(text: str) -> Any:
-    """A YAML document as the JSON value that it stands for. Raises ValueError."""
-    import yaml
-
-    class Loader(yaml.CSafeLoader):
-        """Dates stay text, and of the words for true and false only these count, as in YAML 1.2."""
-
-        yaml_implicit_resolvers = {  # noqa: RUF012
-            key: [(tag, form) for tag, form in pairs if not tag.endswith((":timestamp", ":bool"))]
-            for key, pairs in yaml.CSafeLoader.yaml_implicit_resolvers.items()
-        }
-
-    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?i:true|false)\Z"), list("tTfF"))
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.CSafeLoader)):
-            raise ValueError("YAML with aliases (*name) is not read; write the parts out, or refer to them by $ref")
-        return parse_json(dump_json(yaml.load(text, Loader=Loader)))
-    except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None

@@ -143,9 +143,25 @@ paths:
     assert tool.properties["day"] == {"type": "string", "default": "2020-01-01", "enum": ["2020-01-01", "on", "no"]}
 
 
+def test_yaml_scalars_are_those_of_the_core_schema(tmp_path):
+    text = """
+openapi: 3.0.0
+paths:
+  /a: {get: {operationId: a, parameters: [{name: at, in: query, schema: {enum: [08:00, 12:30, 1_000, =, no, "1"]}},
+    {name: n, in: query, schema: {enum: [010, 0x1F, 0o17, -1, 1e3, .5, true, ~]}}]}}
+"""
+    (tool,) = read(tmp_path, text, "openapi", "in.yaml").tools
+    assert tool.properties["at"]["enum"] == ["08:00", "12:30", "1_000", "=", "no", "1"]
+    assert tool.properties["n"]["enum"] == [10, 31, 15, -1, 1000.0, 0.5, True, None]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        ("openapi: 3.0.0\npaths:\n  /a: {get: {}}\n  /a: {put: {}}", r"key '/a' occurs twice in one mapping"),
+        ("openapi: 3.0.0\npaths: {/a: {get: {}, get: {}}}", r"key 'get' occurs twice"),
+        ("a: .inf", r"in\.yaml: "),
+        ("a: " + "1" * 5000, "more than 4000 digits"),
         ("a: &x [1]\nb: *x", r"in\.yaml: YAML with aliases"),
         ("a: [1", r"in\.yaml: not YAML: "),
         ("[" * 4000, r"in\.yaml: "),
