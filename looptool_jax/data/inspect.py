@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from looptool_jax.data.files import dump_json
+from looptool_jax.data.files import DataError, dump_json
+from looptool_jax.data.importers.common import printable
 from looptool_jax.toolcall import ChatTokenizer, check_call
+from looptool_jax.toolcall.chat import ChatError
 from looptool_jax.toolcall.records import Call, Sample
 
 _KINDS = (
@@ -59,7 +61,10 @@ class Inspection:
 
 
 def inspect_samples(samples: Sequence[Sample], tokenizer: ChatTokenizer) -> Inspection:
-    """Count everything; lengths in tokens of this tokenizer's chat format, without thinking."""
+    """Count everything; lengths in tokens of this tokenizer's chat format, without thinking.
+
+    Raises DataError for a sample that the chat format cannot write.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # the tokenizer computes outside of Python's lock
         lengths = list(threads.map(lambda sample: _lengths(sample, tokenizer), samples, chunksize=64))
     exact = Counter(_digest([raw["tools"], raw["messages"], raw["target"]]) for raw in map(Sample.to_json, samples))
@@ -81,8 +86,11 @@ def inspect_samples(samples: Sequence[Sample], tokenizer: ChatTokenizer) -> Insp
 
 
 def _lengths(sample: Sample, tokenizer: ChatTokenizer) -> tuple[int, int]:
-    prompt = tokenizer.encode_prompt(sample.messages, sample.tools, thinking=False)
-    return len(prompt), len(tokenizer.encode_target(sample.target)) + 1
+    try:
+        prompt = tokenizer.encode_prompt(sample.messages, sample.tools, thinking=False)
+        return len(prompt), len(tokenizer.encode_target(sample.target)) + 1
+    except ChatError as error:
+        raise DataError(f"sample {printable(sample.id)}: {error}") from None
 
 
 def _faults(sample: Sample) -> list[Fault]:

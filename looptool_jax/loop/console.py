@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ from rich.table import Table
 
 LINE_SECONDS = 30.0
 PIPE_WIDTH = 140  # of tables where no terminal says how wide it is
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def shown(text: str) -> str:
+    """Text of data as a terminal may have it: what would steer the terminal, and what has no UTF-8, is escaped."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 class Console:
@@ -33,7 +40,7 @@ class Console:
     def say(self, text: str) -> None:
         """One line for the user."""
         if not self.quiet:
-            self.rich.print(text, markup=False, soft_wrap=True)
+            self.rich.print(shown(text), markup=False, soft_wrap=True)
 
     def table(self, table: Table) -> None:
         if not self.quiet:

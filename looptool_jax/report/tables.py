@@ -11,6 +11,7 @@ from rich.text import Text
 
 from looptool_jax.data.contamination import KINDS
 from looptool_jax.data.store import join
+from looptool_jax.loop.console import shown
 from looptool_jax.loop.ledger import Ledger
 from looptool_jax.loop.manifest import Manifest
 
@@ -30,7 +31,7 @@ class Table:
         for index, column in enumerate(self.columns):
             table.add_column(column, justify="left" if index == 0 else "right")
         for row in self.rows:
-            table.add_row(*map(Text, row))  # a str would be read as markup
+            table.add_row(*(Text(shown(cell)) for cell in row))  # a str would be read as markup
         return table
 
 

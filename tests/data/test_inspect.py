@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 import looptool_jax
+from looptool_jax.data.files import DataError
 from looptool_jax.data.inspect import inspect_samples
+from looptool_jax.loop.console import Console
 from looptool_jax.report.samples import SHOWN_CHARACTERS, inspection_tables, rendered
+from looptool_jax.report.tables import Table
 from looptool_jax.toolcall import ChatTokenizer
 from looptool_jax.toolcall.records import Call, Message, Origin, Sample, Target, Tool
 from looptool_jax.world import generate
@@ -70,6 +73,21 @@ def test_lengths_are_the_tokens_of_prompt_and_label(tokenizer):
     histogram = next(table for table in inspection_tables(found, "nano") if table.title.startswith("Prompt tokens"))
     assert sum(int(row[1]) for row in histogram.rows) == 100
     assert f"longest {max(found.prompt_tokens)}" in histogram.note
+
+
+def test_a_sample_that_cannot_be_written_is_named(tokenizer):
+    good = generate("train", 1, seed=0)
+    with pytest.raises(DataError, match=r"^sample x\\ud800: text with half a surrogate pair"):
+        inspect_samples([*good, sample("x\ud800", "\ud800", Call("find", {"q": "a"}))], tokenizer)
+
+
+def test_what_data_says_does_not_steer_the_terminal(capsys):
+    console = Console()
+    console.say("a\x1b]0;b\x07\n\tc \ud800 größe [/bold]")
+    console.table(Table("t", [""], [["\x1b[2J\x9b [/red]"]]).rich())
+    printed = capsys.readouterr().out
+    assert "a\\x1b]0;b\\x07\n" in printed and "c \\ud800 größe [/bold]" in printed
+    assert "\\x1b[2J\\x9b [/red]" in printed and "\x1b" not in printed
 
 
 def test_rendered_samples_show_the_label_and_are_cut_where_long(tokenizer):
