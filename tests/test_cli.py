@@ -80,6 +80,8 @@ def test_every_help_has_an_example(command, tmp_path):
         (["import", "BFCL_v4_multiple.json", "--format", "xlam", "--out", "out"], ["BFCL benchmark", "eval bfcl"]),
         (["import", "tfds:no_such_set", "--format", "xlam", "--out", "out"], ["tfds:no_such_set"]),
         (["data", "inspect", "missing.jsonl"], ["missing.jsonl", "no such file"]),
+        (["data", "export", "a.jsonl", "--format", "openai", "--out", "./a.jsonl"], ["this is the file that is read"]),
+        (["data", "tools", "a.jsonl", "--format", "openai", "--out", "a.jsonl"], ["this is the file that is read"]),
         (["data", "export", "missing.jsonl", "--format", "xlam", "--out", "x.jsonl"], ["missing.jsonl"]),
         (["data", "tools", "missing.json", "--format", "openapi", "--out", "x.jsonl"], ["missing.json"]),
         (["warmup", "--out", "out", "seed=3"], ["--data"]),

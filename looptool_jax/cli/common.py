@@ -100,6 +100,14 @@ def samples_of(data: str) -> list[Sample]:
     return samples
 
 
+def check_apart(read: str, written: str) -> None:
+    """Raises DataError where a command would write over the file that it reads."""
+    from looptool_jax.data.files import DataError, is_url, local_path
+
+    if read == written or (not is_url(written) and local_path(read).resolve() == local_path(written).resolve()):
+        raise DataError(f"{written}: this is the file that is read; name another one")
+
+
 def finish(metrics: dict, out: str) -> None:
     """The last line of a stage: its headline, and where its results lie."""
     from looptool_jax.loop.runner import headline

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from looptool_jax.cli.common import Config, Model, Out, Overrides, app, configuration, samples_of
+from looptool_jax.cli.common import Config, Model, Out, Overrides, app, check_apart, configuration, samples_of
 
 data_commands = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(data_commands, name="data")
@@ -125,6 +125,7 @@ def export(
     """
     from looptool_jax.data.exporters import export_samples, write_export
 
+    check_apart(file, out)
     write_export(export_samples(samples_of(file), format_), out)
 
 
@@ -142,6 +143,7 @@ def tools(
     from looptool_jax.data.store import DataError
     from looptool_jax.data.tool_documents import read_tools, write_tools
 
+    check_apart(file, out)
     documents = read_tools(file, format_)
     write_tools(documents, out)
     if not documents.tools:
