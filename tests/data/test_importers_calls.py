@@ -290,6 +290,27 @@ def test_mcp_session(tmp_path):
     assert first.extra["fields"] == {"server": "demo"}
 
 
+def test_a_server_numbers_its_own_requests(tmp_path):
+    tool = {"name": "search", "inputSchema": {"type": "object", "properties": {"q": {"type": "string"}}}}
+    log = [
+        rpc(1, method="tools/list"),
+        rpc(1, method="ping"),
+        rpc(1, result={}),
+        rpc(1, result={"tools": [tool]}),
+        {"role": "user", "content": "Find a"},
+        called(2, "search", q="a"),
+        rpc(2, method="roots/list"),
+        rpc(2, result={"roots": []}),
+        called(3, "search", q="b"),
+        rpc(2, result={"content": [{"type": "text", "text": "A"}]}),
+        rpc(3, result={"content": [{"type": "text", "text": "B"}]}),
+        {"role": "assistant", "content": "Found."},
+    ]
+    first, last = samples_of(tmp_path, {"log": log}, "mcp")
+    assert first.target.calls == (Call("search", {"q": "a"}), Call("search", {"q": "b"}))
+    assert last.messages[-2:] == (Message("tool", "A", name="search"), Message("tool", "B", name="search"))
+
+
 TURNS = toolace()["conversations"]
 HERMES_TURNS = hermes()["conversations"]
 

@@ -7,11 +7,13 @@ a chat turn `{role, content}` by system, user or assistant: JSON-RPC alone does 
      "params": {"name": ..., "arguments": {...}}}                  and its {"id": 2, "result": {"content": [...]}}
 or its `error`. Several pages and several lists of tools join. Calls that are made before any of their results has come
 are one step; results are put in the order of their calls. All other methods with their responses, and notifications,
-are no part of a dialogue. One sample per assistant step.
+are no part of a dialogue. A server numbers its own requests (ping, roots/list), so two that are open may have one id:
+the response to another method comes first, as what a server asks amid a call. One sample per assistant step.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,11 +53,13 @@ def convert(record: dict[str, Any], source: Source) -> list[Sample]:
 
 @dataclass
 class _Session:
-    """What the entries so far have said. `step`: calls whose results are awaited, by request id."""
+    """What the entries so far have said. `step`: calls whose results are awaited, by request id; `others`: how many
+    requests of other methods are open."""
 
     messages: list[Message] = field(default_factory=list)
     tools: list[Any] = field(default_factory=list)
     lists: set[Any] = field(default_factory=set)
+    others: Counter[Any] = field(default_factory=Counter)
     step: dict[Any, Call] = field(default_factory=dict)
     results: dict[Any, str] = field(default_factory=dict)
 
@@ -78,10 +82,14 @@ class _Session:
             self.lists.add(id_)
         elif method == "tools/call":
             self.call(id_, read_object(entry.get("params"), "params"))
-        elif method is None and id_ in self.lists:
+        elif method is not None:
+            self.others[id_] += id_ is not None
+        elif self.others[id_]:
+            self.others[id_] -= 1
+        elif id_ in self.lists:
             self.lists.discard(id_)
             self.tools += read_list(read_object(entry.get("result"), "result").get("tools"), "tools")
-        elif method is None and id_ in self.step:
+        elif id_ in self.step:
             if id_ in self.results:
                 raise Reject("turns out of order", f"the request {id_!r} is answered twice")
             self.results[id_] = _result_text(entry)
