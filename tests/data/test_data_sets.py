@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,11 +80,14 @@ def test_hugging_face_errors_are_one_line(tmp_path, hf):
     hf.DatasetDict({"a": hf.Dataset.from_list(ROWS), "b": hf.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "splits")
     hf.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/dataset_dict.json").write_text("[]")
     for source, reason in (
         (f"hf:{tmp_path}/splits", "there is no split train; name one of a, b behind a #"),
         (f"hf:{tmp_path}/splits#c", "there is no split c"),
         (f"hf:{tmp_path}/saved#train", "it has no splits; leave #train away"),
         (f"hf:{tmp_path}/empty", "no readable data set"),
+        (f"hf:{tmp_path}/damaged", "no readable data set"),
         ("hf:nobody/nothing-here", "no readable data set"),
         ("hf:", "names no data set; give it as hf:NAME"),
         ("hf:gorilla-llm/Berkeley-Function-Calling-Leaderboard", "this is the BFCL benchmark"),
@@ -137,6 +141,10 @@ def test_tfds_data_sets_by_name_and_by_folder(tmp_path, monkeypatch):
     for source in (f"tfds:{tmp_path}/my_calls/2.1.0", f"tfds:{tmp_path}/my_calls", f"tfds:{tmp_path}/my_calls#train"):
         assert contents(import_file(source, "xlam").samples) == expected
     assert contents(import_file(f"tfds:{tmp_path}/my_calls#test", "xlam").samples) == expected[:1]
+    shutil.copytree(tmp_path / "my_calls/2.1.0", tmp_path / "my_calls/10.0.0")
+    shutil.copytree(tmp_path / "my_chats/2.1.0", tmp_path / "my_calls/2.1.0", dirs_exist_ok=True)
+    for source in (f"tfds:{tmp_path}/my_calls", f"tfds:{tmp_path}/my_calls:10.0.0#train"):
+        assert contents(import_file(source, "xlam").samples) == expected, "10.0.0 is behind 2.1.0"
     result = import_file(f"tfds:{tmp_path}/my_chats", "openai")
     assert contents(result.samples) == plain(tmp_path, MESSAGES, "openai") and not result.rejected
     for source, reason in (

@@ -59,12 +59,18 @@ def _tfds(source: str, name: str, split: str) -> Iterator[dict[str, Any]]:
 
 
 def _prepared(name: str) -> str | None:
-    """The folder of a prepared data set, where the name is one, or one with a folder of it for each version."""
-    folder = Path(name)
-    versions = sorted(file.parent for file in folder.glob("*/dataset_info.json")) if folder.is_dir() else []
+    """The folder of a prepared data set, where the name is one (FOLDER:VERSION too), or one with a folder for each of
+    its versions; then the last."""
+    folder = Path(name) if Path(name).is_dir() else Path(*name.rsplit(":", 1))
     if (folder / "dataset_info.json").is_file():
-        return name
-    return str(versions[-1]) if versions else None
+        return str(folder)
+    versions = [file.parent for file in folder.glob("*/dataset_info.json")]
+    return str(max(versions, key=_version)) if versions else None
+
+
+def _version(folder: Path) -> list[int]:
+    """The numbers of a version, which a text does not sort by."""
+    return [int(part) if part.isdecimal() else -1 for part in folder.name.split(".")]
 
 
 def _plain(value: Any, feature: Any) -> Any:
@@ -115,7 +121,7 @@ def _hf(source: str, name: str, split: str) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
     except DataError:
         raise
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # the library raises of many kinds
         raise DataError(f"{source}: no readable data set ({_first_line(error)})") from None
 
 
