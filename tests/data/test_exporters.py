@@ -238,6 +238,14 @@ def test_a_call_or_a_schema_that_a_format_cannot_write_is_left_out():
     ).records
 
 
+def test_a_step_that_a_record_does_not_show_costs_no_other_sample():
+    greeting = Message("assistant", "Hello.")
+    first = sample(0, (Message("system", "Be brief."),), Target(text="Hello.", intent="answer"))
+    last = sample(1, (*first.messages, greeting, Message("user", "y")), Target((FIND_X,)))
+    result = export_samples([first, last], "openai")
+    assert len(result.records) == 1 and [loss.id for loss in result.losses] == ["s0"]
+
+
 def test_write_export_lists_the_losses_beside_the_records(tmp_path, capsys):
     write_export(export_samples(steps(), "xlam"), tmp_path / "x.jsonl")
     rows = list(read_jsonl(tmp_path / "x.losses.jsonl"))

@@ -92,12 +92,14 @@ def export_samples(samples: Sequence[Sample], format: str) -> ExportResult:
         try:
             record = write(last)
             back = {_turn(each): each for each in read(parse_json(dump_json(record)), Source(format, "", 0, 0))}
-            found = [(sample, lost_parts(sample, back.pop(_turn(sample), None))) for sample in (*earlier, last)]
+            held = [sample for sample in (*earlier, last) if sample is last or _turn(sample) in back]
+            found = [(sample, lost_parts(sample, back.pop(_turn(sample), None))) for sample in held]
         except (Reject, ChatError, ValueError) as error:
             losses.append(Loss(last.id, left_out=printable(" ".join(str(error).split()))))
             if earlier:
                 waiting.appendleft(earlier)
             continue
+        waiting.extendleft([sample] for sample in earlier if sample not in held)
         records.append(record)
         steps += len(back)
         losses += [Loss(sample.id, tuple(lost)) for sample, lost in found if lost]
