@@ -138,6 +138,8 @@ def test_tools_of_the_world_are_executed(tmp_path):
     assert_usable(tmp_path)
     assert metrics["executed"] > 60 and metrics["simulated"] == 0
     assert metrics["finished"] == 20 and metrics["rejected_refused"] == 0
+    errors = {sample.category for sample in read_samples(tmp_path) if sample.origin.scenario == "tool_error"}
+    assert errors == {"single", "tool_error", "summary"}, "a call that is made again is not a second step"
     samples = {sample.extra["dialogue"]: sample for sample in read_samples(tmp_path)}
     replayed = 0
     for row in read_jsonl(tmp_path / "dialogues.jsonl"):

@@ -352,8 +352,8 @@ class Dialogue:
             return "tool_error"
         if len(step.target.calls) > 1:
             return "parallel"
-        of_need = [other for other in self.steps if other.need == step.need and other.target.is_call]
-        return "multi_step" if len(of_need) > 1 else "single"
+        calls = [other for other in self.steps if other.need == step.need and other.target.is_call]
+        return "multi_step" if sum(not other.recovers for other in calls) > 1 else "single"
 
 
 def _draw_kinds(rng: Random, count: int, tools: Sequence[Tool]) -> tuple[Kind, ...]:
