@@ -123,6 +123,18 @@ def test_trees_are_drafted_and_the_first_valid_one_is_taken(tmp_path):
     assert len(rows) == 4 and all(row["reason"] and row["reply"] for row in rows)
 
 
+def test_edited_trees_stay_when_the_command_is_given_again(tmp_path):
+    drafted = draft_trees(Player(), "Rail", 0, SynthesisConfig(), str(tmp_path), Console(quiet=True))
+    file = tmp_path / "trees.yaml"
+    edited = file.read_text().replace("- Seat Lookup", "- Seat Lookup\n  - Seat Change")
+    file.write_text(edited)
+    again = draft_trees(Player(), "Rail", 0, SynthesisConfig(), str(tmp_path), Console(quiet=True))
+    assert file.read_text() == edited and again["functions"] == drafted["functions"] + 1
+    (tmp_path / "progress.jsonl").unlink()
+    draft_trees(Player(), "Rail", 0, SynthesisConfig(), str(tmp_path), Console(quiet=True))
+    assert file.read_text() != edited, "the stage is redone"
+
+
 def test_without_a_valid_draft_the_reasons_are_kept(tmp_path):
     player = Player(lambda role, seed, reply: "I would rather not." if role == "constraints" else reply)
     with pytest.raises(DataError, match=r"none of 4 drafts of the constraints tree is valid \(the first: not JSON"):

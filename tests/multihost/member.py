@@ -7,9 +7,12 @@ import time
 
 from looptool_jax import cli
 from looptool_jax.data.files import DataError, write_text
-from looptool_jax.inference.answers import AnswerConfig, ChatRequest
+from looptool_jax.inference.answers import Answer, AnswerConfig, ChatRequest
 from looptool_jax.inference.endpoint import EndpointChatModel
 from looptool_jax.inference.lm import EndpointConfig
+from looptool_jax.loop.console import Console
+from looptool_jax.loop.synthesis import trees
+from looptool_jax.loop.synthesis.config import SynthesisConfig
 from looptool_jax.parallel import processes
 from looptool_jax.parallel.processes import first_says, is_first, joined, meet
 from looptool_jax.toolcall import Message
@@ -64,9 +67,24 @@ def served(me: int, url: str, folder: str) -> None:
     print([answer.text for answer in model.chat(requests, AnswerConfig(), lambda tokens: None)])
 
 
+class TreeWriter:
+    def chat(self, requests: list[ChatRequest], *_: object, **__: object) -> list[Answer]:
+        replies = '{"Trains": ["Delay Lookup"]}', '{"naming": {"short": "Be brief."}}'
+        return [Answer(replies["constraints" in request.id], [], [], "stop") for request in requests]
+
+
+def drafted(me: int, folder: str) -> None:
+    if me == 0:
+        write = trees.write_text
+        trees.write_text = lambda *file: time.sleep(0.5) or write(*file)
+    metrics = trees.draft_trees(TreeWriter(), "Rail", 0, SynthesisConfig(drafts=1), folder, Console(quiet=True))
+    if me == 0:
+        print(metrics["functions"])
+
+
 MODES = {
     "alone": fine, "fine": fine, "differ": differ, "fail": fail, "shared": shared, "preempted": preempted,
-    "served": served,
+    "served": served, "drafted": drafted,
 }  # fmt: skip
 cli.app = member  # type: ignore[assignment]
 cli.main()

@@ -51,6 +51,12 @@ def test_when_one_fails_all_end_with_its_reason(processes):
     assert time.monotonic() - begun < 60
 
 
+def test_drafted_trees_are_read_when_they_are_written(processes, tmp_path):
+    first, second = members(processes, "drafted", 2, str(tmp_path))
+    assert (first.code, second.code) == (0, 0), (first, second)
+    assert first.out == ["1"] and not first.err + second.err
+
+
 def test_a_folder_that_is_not_shared(processes, tmp_path):
     (tmp_path / "there").mkdir()
     first, second = members(processes, "shared", 2, "run", cwd=lambda i: [tmp_path, tmp_path / "there"][i])

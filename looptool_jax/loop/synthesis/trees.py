@@ -22,7 +22,8 @@ from typing import Any
 
 import yaml
 
-from looptool_jax.data.store import DataError, PathLike, join, read_text, write_jsonl, write_text
+from looptool_jax.data.store import DataError, PathLike, exists, join, read_text, write_jsonl, write_text
+from looptool_jax.data.yaml_text import parse_yaml
 from looptool_jax.inference.answers import ChatModel, ChatRequest
 from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
@@ -34,6 +35,7 @@ from looptool_jax.loop.prompts.synthesis import (
     parse_object,
 )
 from looptool_jax.loop.synthesis.config import SynthesisConfig
+from looptool_jax.parallel.processes import by_first
 
 CASES = ("simple", "snake", "camel", "kebab")
 TYPES = ("string", "integer", "number", "boolean", "array", "object")
@@ -80,9 +82,11 @@ class Trees:
 def read_trees(path: PathLike) -> Trees:
     """The trees of a YAML or JSON file. Raises DataError naming the place that does not fit."""
     try:
-        raw = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"{path}: not valid YAML ({' '.join(str(error).split())[:160]})") from None
+        raw = parse_yaml(read_text(path))
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{path}: {str(error)[:200]}") from None
     try:
         if not isinstance(raw, dict) or set(raw) != {"domain", "context", "constraints"}:
             raise TreeError("expected the keys domain, context and constraints")
@@ -181,7 +185,8 @@ def draft_trees(
 ) -> dict[str, Any]:
     """Have both trees of a domain drafted, and return the metrics.
 
-    Writes `out/trees.yaml` with the first valid draft of each, and `out/rejected.jsonl` with the others' reasons.
+    Writes `out/trees.yaml` with the first valid draft of each, and `out/rejected.jsonl` with the others' reasons. Given
+    again when all is done, it leaves `out/trees.yaml`, which may be edited by now, as it is.
     Raises DataError where no draft of a tree is valid.
     """
 
@@ -198,7 +203,9 @@ def draft_trees(
         return [_draft(part, reply.text, reply.finish) for (part, _), reply in zip(drafts, replies, strict=True)]
 
     console.expect(len(_PARTS))
-    rows = process_in_chunks(list(_PARTS), len(_PARTS), join(out, "progress.jsonl"), work)
+    file, progress = join(out, "trees.yaml"), join(out, "progress.jsonl")
+    written = exists(file) and exists(progress)
+    rows = process_in_chunks(list(_PARTS), len(_PARTS), progress, work)
     write_jsonl(join(out, "rejected.jsonl"), [row for row in rows if row["reason"]])
     valid = {part: [row["tree"] for row in rows if row["part"] == part and not row["reason"]] for part in _PARTS}
     for part, drafted in valid.items():
@@ -209,8 +216,9 @@ def draft_trees(
                 f"{join(out, 'rejected.jsonl')}. Write it yourself, or use another model or seed in another --out"
             )
     document = {"domain": domain, **{part: drafted[0] for part, drafted in valid.items()}}
-    write_text(join(out, "trees.yaml"), yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110))
-    trees = read_trees(join(out, "trees.yaml"))
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
+    by_first(lambda: None if written else write_text(file, text))
+    trees = read_trees(file)
     return {
         "drafts": len(rows),
         "rejected": sum(bool(row["reason"]) for row in rows),
