@@ -22,7 +22,13 @@ MAX_NODES = 5000
 MAX_DEPTH = 40
 
 _HEADERS = {"accept", "content-type", "authorization"}
-_NOT_SCHEMA = {"xml", "externalDocs", "discriminator", "nullable", "readOnly", "writeOnly"}
+_NOT_SCHEMA = {"xml", "externalDocs", "discriminator", "nullable", "readOnly", "writeOnly", "$defs", "definitions"}
+_ONE = {
+    "items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else", "unevaluatedItems",
+    "unevaluatedProperties",
+}  # fmt: skip
+_SEVERAL = {"allOf", "anyOf", "oneOf", "prefixItems"}
+_NAMED = {"patternProperties", "dependentSchemas"}
 
 
 def operations(document: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
@@ -204,9 +210,14 @@ class _Reader:
                     for name, member in value.items()
                     if not (request and self._read_only(member, where))
                 }
-            elif key in ("items", "additionalProperties", "not") and isinstance(value, dict):
+            elif key in _NAMED and isinstance(value, dict):
+                out[key] = {
+                    name: self.schema(member, f"{where}.{name}", request=request, open_=open_)
+                    for name, member in value.items()
+                }
+            elif key in _ONE and isinstance(value, dict):
                 out[key] = self.schema(value, f"{where}.{key}", request=request, open_=open_)
-            elif key in ("allOf", "anyOf", "oneOf", "prefixItems") and isinstance(value, list):
+            elif key in _SEVERAL and isinstance(value, list):
                 out[key] = [self.schema(part, f"{where}.{key}", request=request, open_=open_) for part in value]
             elif key not in _NOT_SCHEMA:
                 out[key] = value

@@ -206,6 +206,28 @@ def test_a_faulty_operation_is_rejected_alone(tmp_path, changes, reason):
     assert rejected.raw == json.loads(json.dumps(operation(**changes)))["paths"]["/a"][rejected.place[:3].lower()]
 
 
+def test_no_reference_is_left_in_a_tool(tmp_path):
+    tag = {"$ref": "#/components/schemas/Tag"}
+    schema = {
+        "type": "object",
+        "patternProperties": {"^x": tag},
+        "propertyNames": tag,
+        "additionalProperties": {"type": "array", "contains": tag},
+        "if": {"dependentSchemas": {"a": tag}},
+    }
+    body = {"content": {"application/json": {"schema": {"type": "object", "properties": {"m": schema}}}}}
+    document = {
+        "openapi": "3.1.0",
+        "components": {"schemas": {"Tag": {"type": "string", "$defs": {"Unused": tag}}}},
+        "paths": {"/a": {"post": {"operationId": "a", "requestBody": body}}},
+    }
+    (tool,) = read(tmp_path, document, "openapi").tools
+    assert "$" not in json.dumps(tool.to_json()) and tool.properties["m"]["propertyNames"] == {"type": "string"}
+    schema["propertyNames"] = {"$ref": "http://127.0.0.1/x"}
+    (rejected,) = read(tmp_path, document, "openapi").rejected
+    assert "lies outside this file" in rejected.reason
+
+
 def test_a_document_that_unfolds_without_end_is_rejected(tmp_path):
     schemas = {
         f"S{i}": {"type": "object", "properties": {k: {"$ref": f"#/components/schemas/S{i + 1}"} for k in "abcdefgh"}}
