@@ -26,6 +26,15 @@ def parse_yaml(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def dump_yaml(value: Any) -> str:
+    """A JSON value as YAML that `parse_yaml` reads back, and readers of YAML 1.1 too."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts texts in quotes that either version of YAML takes for another value."""
+
+
 class _Loader(yaml.CSafeLoader):
     yaml_implicit_resolvers = {  # noqa: RUF012
         key: [(tag, form) for tag, form in pairs if tag.rpartition(":")[2] in ("null", "merge")]
@@ -57,4 +66,5 @@ for _kind, _form, _first in (
     ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
      "-+.0123456789"),
 ):  # fmt: skip
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_form})\Z"), list(_first))
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_form})\Z"), list(_first))

@@ -11,6 +11,7 @@ import pytest
 
 from looptool_jax.data.store import DataError, dump_json, read_jsonl
 from looptool_jax.data.tool_documents import TOOL_FORMATS, read_tools, write_tools
+from looptool_jax.data.yaml_text import dump_yaml, parse_yaml
 from looptool_jax.toolcall import Call, Tool, check_call
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
@@ -153,6 +154,15 @@ paths:
     (tool,) = read(tmp_path, text, "openapi", "in.yaml").tools
     assert tool.properties["at"]["enum"] == ["08:00", "12:30", "1_000", "=", "no", "1"]
     assert tool.properties["n"]["enum"] == [10, 31, 15, -1, 1000.0, 0.5, True, None]
+
+
+def test_written_yaml_is_read_back_under_both_versions():
+    yaml = pytest.importorskip("yaml")
+    value = {
+        text: [text] for text in ("08", "010", "1e5", "0o7", "12:30", "no", "~", "2020-01-01", "=", "a: b", "größe")
+    }
+    value["numbers"] = [8, -1, 1.5, True, None]
+    assert parse_yaml(dump_yaml(value)) == yaml.safe_load(dump_yaml(value)) == value
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-import yaml
-
 from looptool_jax.data.store import DataError, PathLike, exists, join, read_text, write_jsonl, write_text
-from looptool_jax.data.yaml_text import parse_yaml
+from looptool_jax.data.yaml_text import dump_yaml, parse_yaml
 from looptool_jax.inference.answers import ChatModel, ChatRequest
 from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
@@ -216,8 +214,7 @@ def draft_trees(
                 f"{join(out, 'rejected.jsonl')}. Write it yourself, or use another model or seed in another --out"
             )
     document = {"domain": domain, **{part: drafted[0] for part, drafted in valid.items()}}
-    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
-    by_first(lambda: None if written else write_text(file, text))
+    by_first(lambda: None if written else write_text(file, dump_yaml(document)))
     trees = read_trees(file)
     return {
         "drafts": len(rows),
