@@ -135,7 +135,8 @@ def _keep_config(cfg: RunConfig, path: str) -> None:
     if exists(path) and exists(join(cfg.run_dir, "manifest.json")):
         old = _kept_settings(path)
         new = _flat(asdict(cfg))
-        changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key not in RESUMABLE]
+        concern = [key for key in sorted(old | new) if key not in RESUMABLE and not key.startswith("synthesis.")]
+        changed = [key for key in concern if old.get(key) != new.get(key)]
         if changed:
             key = changed[0]
             raise ConfigError(

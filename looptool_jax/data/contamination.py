@@ -9,7 +9,8 @@ A sample is contaminated where what its user says is a request of a benchmark ro
   13-grams of GPT-3's analysis (Brown et al. 2020, appendix C).
 
 Each turn of 8 words or more is a request, and so is all that a row's user says. Shorter ones ("Yes, please.") are held
-against all that a sample's user says, never against one turn of a dialogue.
+against all that a sample's user says, never against one turn of a dialogue. Less than FEWEST words ("Hello") are
+everybody's.
 
 Tools are compared too, and reported without consequence, since a public API is no test question: `same` has the same
 name and parameters (in letters and digits), `similar` a Jaccard index of 0.8 or more over the words of the name and the
@@ -44,6 +45,7 @@ from looptool_jax.data.store import read_jsonl, write_jsonl
 from looptool_jax.toolcall.records import Sample, Tool
 
 N = 8
+FEWEST = 4
 OVERLAP = 0.5
 SIMILAR = 0.8
 KINDS = ("exact", "normalised", "ngram")
@@ -177,7 +179,7 @@ def words(text: str) -> list[str]:
 
 def fingerprint(benchmark: str, sha256: str, rows: Iterable[BenchmarkRow]) -> Fingerprint:
     """The hashes of a benchmark's rows. A tool stands with the first row that has it; of several turns the whole has no
-    8-grams, for its turns have them. What has no word is no request."""
+    8-grams, for its turns have them."""
     out = Fingerprint(benchmark, sha256)
     tools: dict[int, ToolPrint] = {}
     for row in rows:
@@ -186,7 +188,7 @@ def fingerprint(benchmark: str, sha256: str, rows: Iterable[BenchmarkRow]) -> Fi
         if len(row.requests) > 1:
             whole = replace(_request_print(row.id, "\n".join(row.requests)), grams=())
             turns = [whole, *(turn for turn in turns if turn.words >= N)]
-        out.requests += [turn for turn in turns if turn.words]
+        out.requests += [turn for turn in turns if turn.words >= FEWEST]
         for tool in row.tools:
             found = _tool_print(row.id, tool)
             tools.setdefault(found.same, found)

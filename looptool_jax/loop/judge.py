@@ -206,6 +206,9 @@ def _judge_chunk(
     for (sample, row), ask in zip(chunk, asked, strict=True):
         for order in range(len(tables)) if ask else ():
             comparison = _comparison(sample, row, cfg, swapped=order == 1)
+            if cfg.votes == 1:
+                requests.append(comparison)
+                continue
             keys = [key_for(*run, "judge", comparison.id, vote) for vote in range(cfg.votes)]
             requests += [replace(comparison, key=key) for key in keys]
     replies = _verdicts(model, requests, cfg, console)

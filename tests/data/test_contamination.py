@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from looptool_jax.data import benchmarks
 from looptool_jax.data.benchmarks import ToolSignature, installed_folder, split_turns
 from looptool_jax.data.contamination import (
+    FEWEST,
     ContaminationConfig,
     check_samples,
     clean_samples,
@@ -32,7 +33,7 @@ from looptool_jax.toolcall import Call, Message, Sample, Target, Tool
 from looptool_jax.world import generate
 
 REQUEST = "Please book me a quiet room for three nights in Ulm from the second of May."
-SHORT = "Book a room."
+SHORT = "Book a room now."
 
 
 def document(name: str = "room.book", *parameters: str, key: str = "parameters") -> dict[str, Any]:
@@ -76,9 +77,10 @@ def found(row: dict[str, Any], of: Sample, folder: Path) -> list[tuple[str, str]
         (REQUEST, ["Please book me a quiet room for three adults and their dog."], None),  # 8 words of 16
         (REQUEST, ["Book three quiet rooms in May: please me for a second night in Ulm."], None),
         (SHORT, [SHORT], "exact"),
-        (SHORT, ["book a room"], "normalised"),
+        (SHORT, ["book a room now"], "normalised"),
         (SHORT, ["Hello there.", SHORT], None),  # a short turn of a dialogue says nothing
-        (SHORT, ["Book a room in Ulm."], None),
+        (SHORT, ["Book a room now in Ulm."], None),
+        ("Hello there.", ["Hello there."], None),  # everybody's
         ("今天北京的天气怎么样呢？", ["请问今天北京的天气怎么样呢"], "ngram"),
         ("今天北京的天气怎么样呢？", ["今天上海的天气怎么样呢"], None),
     ],
@@ -98,10 +100,10 @@ def test_turns_of_a_row(tmp_path):
     row = bfcl_row("r", "Yes.", REQUEST, "No.")
     assert found(row, sample(REQUEST), tmp_path) == [("r", "exact")]
     assert found(row, sample("yes", "no"), tmp_path) == []
-    short = bfcl_row("r", "Yes.", "No.")
-    assert found(short, sample("Yes.", "No."), tmp_path) == [("r", "exact")]
-    assert found(short, sample("yes", "no"), tmp_path) == [("r", "normalised")]
-    assert found(short, sample("Yes."), tmp_path) == []
+    short = bfcl_row("r", "Yes, please.", "Not now.")
+    assert found(short, sample("Yes, please.", "Not now."), tmp_path) == [("r", "exact")]
+    assert found(short, sample("yes please", "not now"), tmp_path) == [("r", "normalised")]
+    assert found(short, sample("Yes, please."), tmp_path) == []
 
 
 def test_what_has_no_word_matches_nothing(tmp_path):
@@ -174,7 +176,7 @@ def test_tools(tmp_path, ours, kinds):
 
 def test_the_files_of_bfcl(tmp_path):
     write(tmp_path / "BFCL_v4_multiple.json", bfcl_row("a", REQUEST))
-    write(tmp_path / "BFCL_v4_multi_turn_base.json", {**bfcl_row("b", "Hi.", "Go on."), "function": []})
+    write(tmp_path / "BFCL_v4_multi_turn_base.json", {**bfcl_row("b", "Hi there.", "Go on."), "function": []})
     write(tmp_path / "multi_turn_func_doc" / "files.json", document("cd", "folder"))
     write(tmp_path / "BFCL_v4_format_sensitivity.json", '{"ids":', "[]}")
     write(tmp_path / "possible_answer" / "BFCL_v4_multiple.json", {"id": "a", "ground_truth": []})
@@ -193,7 +195,7 @@ def test_the_files_of_acebench(tmp_path, place):
     ]
     write(tmp_path / place / "data_normal_atom_bool.json", *rows)
     [item], _ = fingerprints(ContaminationConfig("off", str(tmp_path)))
-    overlaps = check_samples([sample(REQUEST, id_="x"), sample("book a room", id_="y")], [item]).overlaps
+    overlaps = check_samples([sample(REQUEST, id_="x"), sample("book a room now", id_="y")], [item]).overlaps
     assert [(overlap.sample, overlap.row, overlap.kind) for overlap in overlaps] == [
         ("x", "a_0", "exact"), ("y", "b_0", "normalised"),
     ]  # fmt: skip
@@ -276,7 +278,7 @@ BFCL = installed_folder("bfcl_eval")
 def test_every_row_of_bfcl_is_found_and_20000_samples_take_seconds():
     prints, _ = fingerprints(ContaminationConfig(acebench="off"))
     files = benchmarks.benchmark_files("bfcl", BFCL)
-    rows = [row for row in benchmarks.read_benchmark("bfcl", files) if words(" ".join(row.requests))]
+    rows = [row for row in benchmarks.read_benchmark("bfcl", files) if len(words(" ".join(row.requests))) >= FEWEST]
     own = [
         Sample(row.id, (), tuple(Message("user", text) for text in row.requests), Target(intent="answer"))
         for row in rows

@@ -290,6 +290,20 @@ def test_mcp_session(tmp_path):
     assert first.extra["fields"] == {"server": "demo"}
 
 
+def test_a_tool_that_reports_an_error(tmp_path):
+    tool = {"name": "search", "inputSchema": {"type": "object", "properties": {"q": {"type": "string"}}}}
+    log = [
+        rpc(1, method="tools/list"),
+        rpc(1, result={"tools": [tool]}),
+        {"role": "user", "content": "Find a"},
+        called(2, "search", q="a"),
+        rpc(2, result={"content": [{"type": "text", "text": "no index"}], "isError": True}),
+        {"role": "assistant", "content": "It is not there."},
+    ]
+    *_, last = samples_of(tmp_path, {"log": log}, "mcp")
+    assert last.messages[-1] == Message("tool", '{"error": "no index"}', name="search")
+
+
 def test_a_server_numbers_its_own_requests(tmp_path):
     tool = {"name": "search", "inputSchema": {"type": "object", "properties": {"q": {"type": "string"}}}}
     log = [

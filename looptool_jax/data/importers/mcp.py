@@ -120,7 +120,7 @@ class _Session:
 
 
 def _result_text(entry: dict[str, Any]) -> str:
-    """The text of a result: its text parts line by line; any other part, and an error, as JSON."""
+    """The text of a result: its text parts line by line; any other part, and an error of either kind, as JSON."""
     if "error" in entry:
         return dump_json({"error": entry["error"]}).decode()
     result = read_object(entry.get("result"), "result")
@@ -130,4 +130,5 @@ def _result_text(entry: dict[str, Any]) -> str:
         texts.append(text if isinstance(text, str) else dump_json(part).decode())
     if not texts and "structuredContent" in result:
         texts.append(dump_json(result["structuredContent"]).decode())
-    return "\n".join(texts)
+    text = "\n".join(texts)
+    return dump_json({"error": text}).decode() if result.get("isError") is True else text
