@@ -43,7 +43,9 @@ class ChatTokenizer:
             raise ChatError(f"the tokenizer has no control token {missing[0]}, which the format {format} needs")
         self.eos_ids: tuple[int, ...] = tuple(self._added[token] for token in self.format.ends)
         self.pad_id: int = next(self._added[token] for token in self.format.pads if token in self._added)
-        self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        vocab = tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(vocab.values()) + 1
+        self._longest = max(len(token.encode("utf-8", "replace")) for token in vocab)
         for text, i in self._added.items():
             if i in self._encode_plain(text):
                 raise ChatError(f"this tokenizer cannot spell its control token {text} as plain text")
@@ -59,6 +61,10 @@ class ChatTokenizer:
     def encode_prompt(self, messages: Sequence[Message], tools: Sequence[Tool], thinking: bool) -> list[int]:
         """Token ids of the prompt, up to where the assistant begins to write."""
         return self._encode(self.format.segments(messages, tools, thinking=thinking))
+
+    def fewest_tokens(self, text: str) -> int:
+        """What a text has at least, found without tokenising it: no token stands for more than the longest one does."""
+        return -(-len(text) // self._longest)
 
     def encode_target(self, target: Target) -> list[int]:
         """Token ids of what the assistant writes for the target, without an end-of-turn token."""

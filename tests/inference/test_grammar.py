@@ -133,6 +133,23 @@ def test_a_schema_without_grammar_is_refused_in_one_line():
     assert "\n" not in str(caught.value)
 
 
+def test_a_schema_that_would_hold_up_the_others_is_refused():
+    grammars = speaking("qwen3")
+    huge = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(3000)}}
+    with pytest.raises(GrammarError, match="characters as a grammar"):
+        grammars.constraint(grammars.of_json(huge), 1)
+
+
+def test_the_answers_of_a_request_go_their_own_ways():
+    grammars = speaking("qwen3")
+    constraint = grammars.constraint(grammars.of_json({"enum": [[1], [2]]}), 2)
+    ids = [TOKENIZER.encode_text(text) for text in ("[1]", "[2]")]
+    for column in zip(*ids, strict=True):
+        rows = constraint.next(column)
+    ends = [TOKENIZER.eos_ids[0] in bits(row) for row in rows]
+    assert ends == [True, True] and ids[0] != ids[1]
+
+
 def test_without_the_extra_requests_for_grammars_are_refused():
     engine = SimpleNamespace(prompt_len=384, answer_len=64, group=1, top_p=1.0, top_k=0)
     served = Served("nano", TOKENIZER, engine, False, None)

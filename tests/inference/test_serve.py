@@ -91,10 +91,13 @@ def test_seeds_and_groups(client):
         reply = client.chat.completions.create(**chat(**fields, temperature=1.0, max_tokens=40))
         return [choice.message.content for choice in reply.choices]
 
-    assert texts(seed=7) == texts(seed=7) != texts(seed=8)
+    assert texts(seed=7) == texts(seed=7)
     two = texts(seed=7, n=2)
-    assert two[:1] == texts(seed=7) and two[0] != two[1]
-    assert texts(seed=-1) != texts(seed=1) and len({*texts(), *texts(), *texts()}) > 1
+    assert two[:1] == texts(seed=7)
+    # The likeliest text has more than half of the mass, so single draws are often equal.
+    assert len({text for seed in range(-8, 8) for text in texts(seed=seed)}) > 1
+    assert len({text for seed in range(8) for text in texts(seed=seed, n=2)[1:]}) > 1
+    assert len({text for _ in range(8) for text in texts(n=2)}) > 1
 
 
 def test_a_stream_is_the_reply_in_pieces(client):
@@ -162,13 +165,17 @@ def test_what_a_request_gets_does_not_depend_on_the_others(client):
 
 
 def test_a_client_that_hangs_up_frees_its_slot(client, server):
+    started = time.monotonic()
+    assert post(server, chat(max_tokens=LONG))[0] == 200
+    whole = time.monotonic() - started
     streams = [long_stream(client, seed) for seed in range(2)]
     for stream in streams:
         next(stream)
     wait_for(server, slots_in_use=2)
-    started = time.monotonic()
     streams[0].close()
     wait_for(server, slots_in_use=1, requests=1)
+    assert client.chat.completions.create(**chat()).usage.completion_tokens == 8
+    assert server.get("/health")[1]["slots_in_use"] == 1, "the other one has not ended either"
     streams[1].close()
     wait_for(server, slots_in_use=0, requests=0)
     body = json.dumps(chat(max_tokens=LONG)).encode()
@@ -178,8 +185,9 @@ def test_a_client_that_hangs_up_frees_its_slot(client, server):
     with socket.create_connection((host, int(port))) as connection:  # not a stream: nothing is written to it yet
         connection.sendall(head.encode() + body)
         wait_for(server, slots_in_use=1)
+    started = time.monotonic()
     wait_for(server, slots_in_use=0, requests=0)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < whole / 2, "it was not decoded to its end"
     assert client.chat.completions.create(**chat()).usage.completion_tokens == 8
 
 
@@ -262,7 +270,17 @@ def test_a_prompt_that_is_too_long_is_refused_by_its_code(client):
         client.completions.create(model="bytes", prompt="")
 
 
+def test_a_prompt_that_no_tokens_could_make_short_enough_is_not_tokenised(server):
+    text = "<|im_start|>" * 300_000  # the longest token has 13 bytes
+    for path, fields in (("/v1/chat/completions", chat(text)), ("/v1/completions", {"model": "bytes", "prompt": text})):
+        status, body = post(server, fields, path)
+        assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
+        assert "at least 27" in body["error"]["message"]
+
+
 def test_other_mistakes_get_their_status(server):
+    status, body = post(server, b"no gzip", **{"Content-Encoding": "gzip"})
+    assert (status, body["error"]["type"]) == (400, "invalid_request_error")
     assert post(server, b"{", "/v1/completions")[0] == 400
     assert "not JSON" in post(server, b"[1,")[1]["error"]["message"]
     assert "must be a JSON object" in post(server, [])[1]["error"]["message"]

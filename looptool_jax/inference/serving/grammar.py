@@ -20,6 +20,7 @@ from looptool_jax.toolcall.formats import Segment
 
 EVERY = -1  # a word of bits that are all set
 LARGEST = 1e15  # of numbers whose schema sets no bound
+LONGEST = 1 << 16  # characters of a grammar; what llguidance does with one grows with the square of its properties
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as chat templates write JSON
 
 
@@ -63,9 +64,12 @@ class Grammars:
         """The grammar at the beginning of so many answers. Raises GrammarError."""
         import llguidance
 
-        matchers = [llguidance.LLMatcher(self._tokens, grammar, log_level=0) for _ in range(answers)]
-        if matchers[0].is_error():
-            raise GrammarError(" ".join(matchers[0].get_error().split("\n")[0].split()))
+        if len(grammar) > LONGEST:
+            raise GrammarError(f"{len(grammar)} characters as a grammar, of {LONGEST} at most")
+        matcher = llguidance.LLMatcher(self._tokens, grammar, log_level=0)
+        if matcher.is_error():
+            raise GrammarError(" ".join(matcher.get_error().split("\n")[0].split()))
+        matchers = [matcher, *(matcher.deep_copy() for _ in range(answers - 1))]
         return Constraint(matchers, self.tokenizer.eos_ids, -(-self.vocab // 32))
 
     def _call(self, name: str, tool: Tool) -> list[str]:

@@ -89,6 +89,7 @@ def read_chat(body: Any, served: Served) -> Asked:
         raise ApiError(400, "messages: expected a list of messages", "messages")
     try:
         messages = read_messages(body["messages"])
+        _check_size(served.tokenizer.format.render(messages, tools, thinking=thinking), served, "messages")
         prompt = served.tokenizer.encode_prompt(messages, tools, thinking)
     except (Reject, ChatError) as error:
         raise ApiError(400, f"messages: {error}", "messages") from None
@@ -105,6 +106,7 @@ def read_completion(body: Any, served: Served) -> Asked:
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]
     if isinstance(prompt, str):
+        _check_size(prompt, served, "prompt")
         try:
             ids = served.tokenizer.tokenizer.encode(prompt, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError):
@@ -128,11 +130,7 @@ def _asked(
 ) -> Asked:
     engine = served.engine
     if len(prompt) > engine.prompt_len:
-        raise ApiError(
-            400, f"the prompt has {len(prompt)} tokens; the context length of this server is {engine.prompt_len} for "
-            f"prompts, and {engine.answer_len} for answers", "messages" if reader else "prompt",
-            "context_length_exceeded",
-        )  # fmt: skip
+        raise _too_long(f"{len(prompt)}", engine, "messages" if reader else "prompt")
     max_new = _integer(body, most, engine.answer_len, 1, engine.answer_len, ", the longest answer of this server")
     n = _integer(body, "n", 1, 1, engine.group, " (looptool serve --group)")
     temperature = _number(body, "temperature", 1.0, 0.0, MAX_TEMPERATURE)
@@ -156,6 +154,20 @@ def _asked(
             param = "tools" if "tools" in body else "response_format"
             raise ApiError(400, f"{param}: no grammar can be made of this schema ({error})", param) from None
     return Asked(request, n, _stops(body), logprobs, stream, usage_too, reader, constraint)
+
+
+def _check_size(text: str, served: Served, param: str) -> None:
+    """Raises ApiError where a prompt is too long whatever its tokens are: tokenising megabytes holds up all others."""
+    fewest = served.tokenizer.fewest_tokens(text)
+    if fewest > served.engine.prompt_len:
+        raise _too_long(f"at least {fewest}", served.engine, param)
+
+
+def _too_long(tokens: str, engine: DecoderEngine, param: str) -> ApiError:
+    return ApiError(
+        400, f"the prompt has {tokens} tokens; the context length of this server is {engine.prompt_len} for prompts, "
+        f"and {engine.answer_len} for answers", param, "context_length_exceeded",
+    )  # fmt: skip
 
 
 def _object(body: Any, served: Served, known: tuple[str, ...]) -> dict[str, Any]:

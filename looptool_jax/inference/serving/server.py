@@ -196,6 +196,8 @@ class _Server:
                 return await request.read()
         except TimeoutError:
             raise ApiError(408, f"the body was not here within {BODY_SECONDS:g} s") from None
+        except web.RequestPayloadError:
+            raise ApiError(400, "the body cannot be read: it is not encoded as its headers say") from None
 
 
 def _read(data: bytes, read: Callable[[Any, Served], Asked], served: Served) -> Asked:
