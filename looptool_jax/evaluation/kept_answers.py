@@ -48,6 +48,7 @@ class KeptAnswers:
     def _chunk(self, samples: Sequence[Sample]) -> list[Given]:
         ids = [sample.id for sample in samples]
         if self._given == len(self._kept):
+            meet(f"what chunk {self._given} of {self._progress.path} asks", [sample.to_json() for sample in samples])
             row: dict[str, Any] = {"ids": ids, "answers": [vars(answer) for answer in self._answers(samples)]}
             meet(f"chunk {self._given} of {self._progress.path}", row)
             self._progress.append(row)

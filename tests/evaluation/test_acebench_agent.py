@@ -104,6 +104,23 @@ def test_classes_come_from_the_checkout_and_leave_nothing_behind(tmp_path):
         agent.scenario_classes(tmp_path / "data_all" / "data_en")
 
 
+def test_scenarios_are_those_of_the_checkout_alone(tmp_path):
+    checkout(tmp_path)
+    rows = tmp_path / "somewhere" / "data_all" / "data_en"
+    rows.mkdir(parents=True)
+    assert agent.scenario_classes(rows) is None, "what lies in a folder further out is not run"
+    for file in (tmp_path / "model_inference" / "multi_step" / "scenariosen").iterdir():
+        file.unlink()
+    assert agent.scenario_classes(tmp_path / "data_all" / "data_en") is None
+
+
+def test_a_row_without_its_label_is_an_error(tmp_path):
+    rows = checkout(tmp_path, (TASK, {**TASK, "id": "agent_multi_step_1"}), (LABEL,))
+    with pytest.raises(DataError, match="no label of agent_multi_step_1"):
+        agent.read_rows(rows)
+    assert len(agent.read_rows(rows, 1)) == 1
+
+
 def test_calls_are_executed(tmp_path, capsys):
     played, row = scenario(tmp_path)
     assert played.state(row) == {}, "nothing was called"

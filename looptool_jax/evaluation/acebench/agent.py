@@ -120,7 +120,7 @@ def scenario_classes(folder: Path) -> dict[str, type] | None:
     Raises DataError for a file that cannot be imported.
     """
     folder = folder.resolve()
-    checkout = next((place for place in (folder, *folder.parents) if (place / _SCENARIOS).is_dir()), None)
+    checkout = next((place for place in (folder, *folder.parents[:2]) if (place / _SCENARIOS).is_dir()), None)
     if checkout is None:
         return None
     classes: dict[str, type] = {}
@@ -137,16 +137,18 @@ def scenario_classes(folder: Path) -> dict[str, type] | None:
         sys.path.remove(str(checkout))
         for name in [name for name in sys.modules if name.partition(".")[0] == "model_inference"]:
             del sys.modules[name]
-    return classes
+    return classes or None
 
 
 def read_rows(folder: Path, limit: int | None = None) -> list[AgentRow]:
     """The first `limit` rows, or all. Raises DataError naming file and line."""
     file, label_file = category_files(folder, CATEGORIES[NAME])
+    labels = read_lines(label_file)
     rows: list[AgentRow] = []
-    for (number, raw), (label_number, answer) in zip(read_lines(file), read_lines(label_file), strict=False):
+    for number, raw in read_lines(file):
         if len(rows) == limit:
             break
+        label_number, answer = next(labels, (0, None))
         try:
             id_, functions = read_functions(raw)
             tools = tuple(map(normalise_tool, functions))
@@ -158,7 +160,8 @@ def read_rows(folder: Path, limit: int | None = None) -> list[AgentRow]:
         try:
             states, milestones = _label(answer, id_)
         except RecordError as error:
-            raise DataError(f"{label_file}:{label_number}: no label of {id_}: {error}. {REMEDY}") from None
+            place = f"{label_file}:{label_number}" if answer else f"{label_file}"
+            raise DataError(f"{place}: no label of {id_}: {error}. {REMEDY}") from None
         messages = (Message("system", _SYSTEM), Message("user", raw["question"]))
         sample = Sample(id_, tools, messages, Target(intent="answer"), category=NAME)
         rows.append(AgentRow(sample, tuple(classes), initial, states, milestones))
