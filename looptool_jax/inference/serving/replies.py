@@ -34,6 +34,9 @@ class Choice:
             self._look_for_stop(before)
 
     def _look_for_stop(self, before: int) -> None:
+        whole = self.text
+        if not any(mark in whole for mark in self.stop):
+            return
         for count in range(before + 1, len(self.tokens) + 1):
             text = self.tokenizer.decode(self.tokens[:count])
             places = [place for mark in self.stop if (place := text.find(mark)) >= 0]
