@@ -30,6 +30,8 @@ def main() -> None:
     try:
         app()
     except SystemExit as done:
+        if done.code == 130:
+            end("looptool: interrupted", 130)
         if done.code == 0:
             end("", 0)  # what is compiled in the background is not waited for
         raise

@@ -28,7 +28,9 @@ app = typer.Typer(
 Config = Annotated[str, typer.Option("--config", "-c", help="A shipped configuration, or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")]
 Out = Annotated[str, typer.Option("--out", "-o", help="Folder for the results; rerun to resume.")]
-Data = Annotated[str, typer.Option("--data", "-d", help="Samples: a .jsonl file, or a folder with a sample set.")]
+Data = Annotated[
+    str, typer.Option("--data", "-d", help="Samples: a .jsonl file, a folder with a sample set, or tfds:NAME.")
+]
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Model folder (also gs://), hub id, GGUF file, or nano/policy.")
 ]
@@ -91,10 +93,12 @@ def results(out: str, command: str, cfg: RunConfig, data: list[str], round_: int
 
 
 def samples_of(data: str) -> list[Sample]:
-    """The samples of a file or folder. Raises DataError, where there are none too."""
+    """The samples of a file, a folder or a data set (`tfds:`, `hf:`). Raises DataError, where there are none too."""
+    from looptool_jax.data.importers import read_data_set
+    from looptool_jax.data.importers.data_sets import is_data_set
     from looptool_jax.data.store import DataError, read_samples
 
-    samples = list(read_samples(data))
+    samples = list(read_data_set(data) if is_data_set(data) else read_samples(data))
     if not samples:
         raise DataError(f"{data}: holds no samples")
     return samples

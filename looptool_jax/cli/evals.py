@@ -101,8 +101,10 @@ def evaluate_bfcl(
     from looptool_jax.evaluation.bfcl.evaluate import evaluate
     from looptool_jax.evaluation.bfcl.export import export_results
     from looptool_jax.evaluation.bfcl.multi_turn import read_multi_turn
+    from looptool_jax.evaluation.bfcl.services import service_files
     from looptool_jax.parallel import processes
     from looptool_jax.report.bfcl import bfcl_tables
+    from looptool_jax.report.tables import too_long
 
     cfg = configuration(config, overrides, model)
     chosen, folder = bfcl.choose_categories(categories.split(",")), bfcl.data_folder(data)
@@ -111,12 +113,15 @@ def evaluate_bfcl(
     several = [category for category in chosen if category.kind == "multi_turn"]
     dialogues = [row for category in several for row in read_multi_turn(folder, category, limit)]
     files = [str(file) for category in chosen for file in bfcl.category_files(folder, category)]
+    files += map(str, service_files(folder) if several else ())
     with results(out, "eval bfcl", cfg, files) as console:
         policy = model_pool(cfg, out).lend(cfg.policy)
         console.expect(len(rows) + sum(len(row.turns) for row in dialogues))
         scores = evaluate(policy, rows, dialogues, cfg.evaluate.answers, out, console.tokens, console.advance)
         for table in bfcl_tables(scores):
             console.table(table.rich())
+        if line := too_long(scores, cfg.evaluate.answers.prompt_tokens):
+            console.say(line)
         if export is not None:
             processes.by_first(lambda: export_results(list(read_jsonl(join(out, "results.jsonl"))), export))
         console.say(f"Not measured: {', '.join(scores['missing'])}\n{len(rows) + len(dialogues)} rows  -> {out}")
@@ -149,6 +154,7 @@ def evaluate_acebench(
     from looptool_jax.evaluation.acebench.evaluate import evaluate
     from looptool_jax.evaluation.acebench.scores import NOT_MEASURED
     from looptool_jax.report.acebench import acebench_tables
+    from looptool_jax.report.tables import too_long
 
     cfg = configuration(config, overrides, model)
     chosen, folder = acebench.choose_categories(categories.split(",")), acebench.data_folder(data)
@@ -159,6 +165,7 @@ def evaluate_acebench(
     if not rows and not tasks:
         raise DataError(f"{data}: the scenarios of {left_out[0]} are not here; give --data a checkout of ACEBench")
     files = [str(file) for category in chosen for file in acebench.category_files(folder, category)]
+    files += map(str, agent.scenario_files(folder) if tasks else ())
     with results(out, "eval acebench", cfg, files) as console:
         policy = model_pool(cfg, out).lend(cfg.policy)
         console.expect(len(rows) + len(tasks))
@@ -166,6 +173,8 @@ def evaluate_acebench(
         scores = evaluate(policy, rows, sizes, out, console.tokens, console.advance, tasks, classes)
         for table in acebench_tables(scores):
             console.table(table.rich())
+        if line := too_long(scores, sizes.prompt_tokens):
+            console.say(line)
         for name in left_out:
             console.say(f"{name} is left out: its scenarios are not in {data}; give --data a checkout of ACEBench")
         console.say(f"{NOT_MEASURED}\n{len(rows) + len(tasks)} answers and tasks  -> {out}")

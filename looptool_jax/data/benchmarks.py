@@ -22,7 +22,7 @@ BENCHMARKS = ("bfcl", "acebench")
 ACEBENCH_VARIABLE = "ACEBENCH_DIR"
 REMEDIES = {
     "bfcl": "pip install --no-deps bfcl-eval, or name a folder with BFCL_v4_*.json",
-    "acebench": f"name a checkout of ACEBench/ACEBench, in {ACEBENCH_VARIABLE} for every run",
+    "acebench": f"name a checkout of ACEBench/ACEBench, or set {ACEBENCH_VARIABLE} to one",
 }
 _BFCL_PACKAGE = "bfcl_eval"
 _BFCL_FILE = re.compile(r"BFCL_v\d+_(?!format_sensitivity).+\.json")
@@ -98,11 +98,8 @@ def read_benchmark(benchmark: str, files: list[Path]) -> Iterator[BenchmarkRow]:
     requests_of = _bfcl_requests if benchmark == "bfcl" else _acebench_requests
     for file in files:
         is_document = file.parent.name == "multi_turn_func_doc"
-        for number, line in enumerate(file.read_bytes().splitlines(), 1):
-            if not line.strip():
-                continue
+        for number, row in json_lines(file, REMEDIES[benchmark]):
             try:
-                row = parse_json(line)
                 if is_document:
                     yield BenchmarkRow(f"{file.stem}.{row['name']}", (), (_signature(row),))
                 else:
@@ -110,6 +107,16 @@ def read_benchmark(benchmark: str, files: list[Path]) -> Iterator[BenchmarkRow]:
                     yield BenchmarkRow(row["id"], requests_of(row), tools)
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise DataError(f"{file}:{number}: no row of {benchmark} ({error}); {REMEDIES[benchmark]}") from None
+
+
+def json_lines(file: Path, remedy: str) -> Iterator[tuple[int, Any]]:
+    """The JSON values of a file with their line numbers. Raises DataError naming file, line and remedy."""
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        if line.strip():
+            try:
+                yield number, parse_json(line)
+            except ValueError as error:
+                raise DataError(f"{file}:{number}: {error}; {remedy}") from None
 
 
 def split_turns(question: str) -> list[tuple[str, str]]:

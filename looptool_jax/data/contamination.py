@@ -203,8 +203,8 @@ def fingerprints(cfg: ContaminationConfig) -> tuple[list[Fingerprint], list[str]
         given = getattr(cfg, benchmark)
         folder = None if given == "off" else benchmark_folder(benchmark, given)
         if folder is None:
-            why = "switched off" if given == "off" else f"no copy of it is here; {REMEDIES[benchmark]}"
-            lines.append(f"data is not checked against {benchmark}: {why}")
+            why = "switched off" if given == "off" else f"no copy is here; {REMEDIES[benchmark]}"
+            lines.append(f"{benchmark}: data is not held against it ({why})")
             continue
         files = benchmark_files(benchmark, folder)
         found.append(fingerprint(benchmark, files_sha256(folder, files), read_benchmark(benchmark, files)))

@@ -165,7 +165,9 @@ def read_samples(path: PathLike, name: str = "samples") -> Iterator[Sample]:
             try:
                 yield Sample.from_json(row)
             except RecordError as error:
-                raise DataError(f"{file}:{number}: no sample: {error}") from None
+                foreign = isinstance(row, dict) and "id" not in row
+                remedy = "; records of other formats become samples by: looptool import" if foreign else ""
+                raise DataError(f"{file}:{number}: no sample: {error}{remedy}") from None
 
 
 def shard_files(path: PathLike, name: str = "samples") -> list[str]:

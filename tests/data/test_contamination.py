@@ -183,7 +183,7 @@ def test_the_files_of_bfcl(tmp_path):
     [item], lines = fingerprints(ContaminationConfig(str(tmp_path), "off"))
     assert item.rows == 2 and [request.row for request in item.requests] == ["b", "a"]
     assert [tool.row for tool in item.tools] == ["a", "files.cd"]
-    assert lines == ["data is not checked against acebench: switched off"]
+    assert lines == ["acebench: data is not held against it (switched off)"]
 
 
 @pytest.mark.parametrize("place", ["", "data_all/data_en", "data_all/data_zh"])

@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 from looptool_jax.cli import app
 from looptool_jax.data.exporters import EXPORTS
 from looptool_jax.data.importers import FORMATS
+from looptool_jax.data.publish import publish
 from looptool_jax.data.store import read_jsonl, read_samples
 from looptool_jax.data.tool_documents import TOOL_FORMATS
+from looptool_jax.world import generate
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/DATA.md").read_text()
 COMMANDS = [line for line in DOCUMENT.split("## Commands")[1].splitlines() if line.startswith("looptool ")]
@@ -49,8 +51,9 @@ def folder(tmp_path, monkeypatch):
     text = {"messages": tfds.features.Text(), "tools": tfds.features.Text()}
     rows = [{**row, "messages": json.dumps(row["messages"])} for row in chats.MESSAGES]
     chats.build_tfds(tmp_path / "built", "chats", rows, "array_record", lambda tfds: tfds.features.FeaturesDict(text))
-    (tmp_path / "published/looptool").mkdir(parents=True)
-    (tmp_path / "built/chats").rename(tmp_path / "published/looptool/round_1")
+    (tmp_path / "chats").mkdir()
+    (tmp_path / "built/chats").rename(tmp_path / "chats/demo")
+    publish({1: generate("train", 3, seed=0)}, tmp_path / "published", "looptool")
     (tmp_path / "openapi.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(documents.OPENAPI))))
     (tmp_path / "tools_list.json").write_text(json.dumps(documents.MCP))
     monkeypatch.chdir(tmp_path)
@@ -69,6 +72,8 @@ def test_the_commands_do_what_the_document_says(folder):
             assert not any("left_out" in row for row in read_jsonl(out.with_name(f"{out.stem}.losses.jsonl"))), command
         elif " tools " in command:
             assert list(read_jsonl(out)) and not list(read_jsonl(out.with_name(f"{out.stem}.rejected.jsonl")))
+        elif "tfds:" in command:
+            assert "tfds:published/looptool/round_1: 3 samples" in done.output
         else:
             assert "seeds: 3 samples, 2 tool documents, 0 faults" in done.output and "<tool_call>" in done.output
             assert "\x1b" not in done.output

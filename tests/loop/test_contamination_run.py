@@ -93,7 +93,7 @@ def test_a_run_says_what_it_is_not_checked_against(tmp_path, capsys, monkeypatch
     run.console = Console()
     run._fingerprint()
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 2 and said[0].startswith("data is not checked against bfcl: no copy of it is here; pip install")
+    assert len(said) == 2 and said[0].startswith("bfcl: data is not held against it (no copy is here; pip install")
     assert list(read_jsonl(run.path(BENCHMARKS))) == []
 
 

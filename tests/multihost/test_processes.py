@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
 import signal
@@ -184,6 +185,21 @@ def test_a_metadata_server_that_is_not_there(monkeypatch, tmp_path, metadata):
     begun = time.monotonic()
     assert not on_tpu_pod(str(tmp_path))
     assert time.monotonic() - begun < 12
+
+
+def test_a_dropped_interrupt_ends_the_work_at_the_next_sync():
+    """Ctrl-C in a callback of the garbage collector: Python drops what it raises there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), here.joined():
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            here.stop_if_preempted()
+            raise AssertionError("it went on")
+        here.stop_if_preempted()  # the next work is not interrupted
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_preemption_between_two_syncs_ends_the_answers(capsys):

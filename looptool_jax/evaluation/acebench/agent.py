@@ -26,8 +26,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from looptool_jax.data.benchmarks import json_lines
 from looptool_jax.data.store import DataError
-from looptool_jax.evaluation.acebench.data import CATEGORIES, REMEDY, category_files, read_functions, read_lines
+from looptool_jax.evaluation.acebench.data import CATEGORIES, REMEDY, category_files, read_functions
 from looptool_jax.evaluation.kept_answers import Given
 from looptool_jax.toolcall import (
     Call,
@@ -75,9 +76,12 @@ class Scenario:
         for name in row.classes:
             if name not in classes:
                 raise DataError(f"{row.sample.id}: there is no scenario {name}; {REMEDY}")
-            instance = classes[name]()
-            for part in (name, "BaseApi"):
-                instance._load_scenario(copy.deepcopy(row.initial.get(part, {})), long_context=False)
+            try:
+                instance = classes[name]()
+                for part in (name, "BaseApi"):
+                    instance._load_scenario(copy.deepcopy(row.initial.get(part, {})), long_context=False)
+            except Exception as error:  # of the checkout's code
+                raise DataError(f"{row.sample.id}: {name} cannot start as the row says ({error}); {REMEDY}") from None
             self.instances[name] = instance
         self.called: list[str] = []
 
@@ -98,9 +102,9 @@ class Scenario:
             return f"Error during execution: there is no function {call.name}"
         try:
             result = [getattr(instance, call.name)(**copy.deepcopy(call.arguments)) for instance in having][-1]
+            return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
         except Exception as error:  # of the checkout's code, for which any argument may be wrong
             return f"Error during execution: {error}"
-        return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
 
     def state(self, row: AgentRow) -> State:
         """What the row's label names of each class, as JSON has it; {} where nothing was called."""
@@ -114,19 +118,29 @@ class Scenario:
         return json.loads(json.dumps(state, default=str))
 
 
+def scenario_files(folder: Path) -> list[Path]:
+    """The scenarios' Python files, from the checkout of which `folder` is the data."""
+    checkout = _checkout(folder)
+    return sorted((checkout / _SCENARIOS).rglob("*.py")) if checkout else []
+
+
+def _checkout(folder: Path) -> Path | None:
+    folder = folder.resolve()
+    return next((place for place in (folder, *folder.parents[:2]) if (place / _SCENARIOS).is_dir()), None)
+
+
 def scenario_classes(folder: Path) -> dict[str, type] | None:
     """The scenarios' classes by name, from the checkout of which `folder` is the data; None where there are none.
 
     Raises DataError for a file that cannot be imported.
     """
-    folder = folder.resolve()
-    checkout = next((place for place in (folder, *folder.parents[:2]) if (place / _SCENARIOS).is_dir()), None)
+    checkout = _checkout(folder)
     if checkout is None:
         return None
     classes: dict[str, type] = {}
     sys.path.insert(0, str(checkout))
     try:
-        for file in sorted((checkout / _SCENARIOS).rglob("*.py")):
+        for file in scenario_files(folder):
             name = ".".join(file.relative_to(checkout).with_suffix("").parts)
             try:
                 module = importlib.import_module(name)
@@ -143,9 +157,9 @@ def scenario_classes(folder: Path) -> dict[str, type] | None:
 def read_rows(folder: Path, limit: int | None = None) -> list[AgentRow]:
     """The first `limit` rows, or all. Raises DataError naming file and line."""
     file, label_file = category_files(folder, CATEGORIES[NAME])
-    labels = read_lines(label_file)
+    labels = json_lines(label_file, REMEDY)
     rows: list[AgentRow] = []
-    for number, raw in read_lines(file):
+    for number, raw in json_lines(file, REMEDY):
         if len(rows) == limit:
             break
         label_number, answer = next(labels, (0, None))
@@ -181,11 +195,12 @@ def play(
     scenarios = [Scenario(row, classes) for row in rows]
     dialogues, ends = [row.sample for row in rows], ["steps"] * len(rows)
     going = list(range(len(rows)))
-    for _ in range(STEPS):
+    for step in range(STEPS):
         if not going:
             break
         still = []
-        for place, answer in zip(going, ask([dialogues[place] for place in going]), strict=True):
+        asked = [replace(dialogues[place], id=f"{dialogues[place].id}:{step}") for place in going]
+        for place, answer in zip(going, ask(asked), strict=True):
             messages, end = _step(scenarios[place], answer)
             dialogues[place] = replace(dialogues[place], messages=dialogues[place].messages + messages)
             ends[place] = end or "steps"

@@ -13,13 +13,13 @@ for special rows the sentences that the released scorer looks for, which no mode
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from looptool_jax.data.benchmarks import split_turns
-from looptool_jax.data.store import DataError, parse_json
+from looptool_jax.data.benchmarks import json_lines, split_turns
+from looptool_jax.data.store import DataError
 from looptool_jax.toolcall import (
     AceTarget,
     Call,
@@ -143,9 +143,9 @@ def read_category(folder: Path, category: Category, limit: int | None = None) ->
     """The first `limit` rows of a Normal or Special category, or all. Raises DataError naming file and line."""
     assert category.kind != "agent"
     file, label_file = category_files(folder, category)
-    labels = read_lines(label_file)
+    labels = json_lines(label_file, REMEDY)
     rows: list[AceRow] = []
-    for number, raw in read_lines(file):
+    for number, raw in json_lines(file, REMEDY):
         if len(rows) == limit:
             break
         label_number, answer = next(labels, (0, None))
@@ -186,16 +186,6 @@ def gold_text(target: AceTarget) -> str:
         f"{INCORRECT} ({', '.join(values)}) for the parameters ({name}) in the conversation history."
         for name, values in label.items()
     )
-
-
-def read_lines(file: Path) -> Iterator[tuple[int, Any]]:
-    """The values of a file of JSON lines with their lines' numbers. Raises DataError."""
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
-        if line.strip():
-            try:
-                yield number, parse_json(line)
-            except ValueError as error:
-                raise DataError(f"{file}:{number}: {error}; {REMEDY}") from None
 
 
 def read_functions(raw: Any) -> tuple[str, tuple[dict[str, Any], ...]]:

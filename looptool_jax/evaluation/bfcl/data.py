@@ -9,13 +9,13 @@ with JAX's (`pip install --no-deps bfcl-eval` is enough).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from looptool_jax.data.benchmarks import installed_folder
-from looptool_jax.data.store import DataError, parse_json
+from looptool_jax.data.benchmarks import installed_folder, json_lines
+from looptool_jax.data.store import DataError
 from looptool_jax.toolcall import (
     BfclCall,
     BfclTarget,
@@ -153,9 +153,9 @@ def labelled_lines(folder: Path, category: Category, limit: int | None) -> list[
     """The first `limit` rows of a category, or all. Raises DataError where the file is empty, a row has no id or a
     label is not its row's."""
     file, *label_files = category_files(folder, category)
-    labels = read_lines(label_files[0]) if label_files else iter(())
+    labels = json_lines(label_files[0], REMEDY) if label_files else iter(())
     lines: list[LabelledLine] = []
-    for number, raw in read_lines(file):
+    for number, raw in json_lines(file, REMEDY):
         if len(lines) == limit:
             break
         if not isinstance(raw, dict) or not isinstance(raw.get("id"), str):
@@ -186,16 +186,6 @@ def category_files(folder: Path, category: Category) -> list[Path]:
     if not labels.is_file():
         raise DataError(f"{labels}: no such file; it has the labels of {file.name}. {REMEDY}")
     return [file, labels]
-
-
-def read_lines(file: Path) -> Iterator[tuple[int, Any]]:
-    """The JSON values of a file with their line numbers. Raises DataError naming file and line."""
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
-        if line.strip():
-            try:
-                yield number, parse_json(line)
-            except ValueError as error:
-                raise DataError(f"{file}:{number}: {error}; {REMEDY}") from None
 
 
 def _messages(raw: dict[str, Any]) -> tuple[Message, ...]:

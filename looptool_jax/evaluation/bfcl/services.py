@@ -19,8 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from looptool_jax.data.benchmarks import json_lines
 from looptool_jax.data.store import DataError
-from looptool_jax.evaluation.bfcl.data import PACKAGE, data_folder, read_lines
+from looptool_jax.evaluation.bfcl.data import PACKAGE, REMEDY, data_folder
 from looptool_jax.toolcall import Call
 
 FILES = {
@@ -44,9 +45,7 @@ def load_service(folder: Path, name: str) -> type:
 
     Raises DataError naming what is missing and how to install it.
     """
-    sources = folder.parent / _SOURCES
-    if not sources.is_dir():
-        sources = data_folder(None).parent / _SOURCES
+    sources = _sources(folder)
     prefix = ".".join((PACKAGE, *_SOURCES.split("/")))
     shared = f"{prefix}.{_TEXTS}"
     before = sys.modules.get(shared)
@@ -55,12 +54,24 @@ def load_service(folder: Path, name: str) -> type:
         return getattr(_load(sources / f"{FILES[name]}.py", f"{prefix}.{FILES[name]}"), name)
     except ModuleNotFoundError as error:
         raise DataError(f"BFCL's {name} needs the package {error.name}: pip install 'looptool-jax[bfcl]'") from None
-    except (AttributeError, ImportError) as error:
+    except (AttributeError, ImportError, SyntaxError) as error:
         raise DataError(f"{sources}: not the services of bfcl-eval 2026.3.23 ({error})") from None
     finally:
         sys.modules.pop(shared, None)
         if before is not None:
             sys.modules[shared] = before
+
+
+def service_files(folder: Path) -> list[Path]:
+    """The sources and documents of all services, as far as they are there."""
+    sources = _sources(folder)
+    return sorted([*sources.glob("*.py"), *folder.glob("multi_turn_func_doc/*.json")])
+
+
+def _sources(folder: Path) -> Path:
+    """The services' files, from the package around the data `folder` or the installed one. Raises DataError."""
+    around = folder.parent / _SOURCES
+    return around if around.is_dir() else data_folder(None).parent / _SOURCES
 
 
 def _load(file: Path, name: str) -> ModuleType:
@@ -79,7 +90,7 @@ def read_documents(folder: Path, service: str) -> list[Any]:
     file = folder / "multi_turn_func_doc" / f"{FILES[service]}.json"
     if not file.is_file():
         raise DataError(f"{file}: no such file; it has the documents of {service}")
-    return [document for _, document in read_lines(file)]
+    return [document for _, document in json_lines(file, REMEDY)]
 
 
 class Session:

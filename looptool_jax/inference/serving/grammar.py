@@ -110,7 +110,7 @@ class Constraint:
     def _row(self, matcher: Any) -> Int[np.ndarray, " words"]:
         row = np.frombuffer(matcher.compute_bitmask(), np.int32)
         if matcher.is_error():
-            reason = " ".join(matcher.get_error().split())[:200]
+            reason = " ".join(matcher.get_error().partition("<state>")[0].split())[:200]
             raise GrammarError(f"the grammar of this request does not go on ({reason})")
         return row[: self._words]
 

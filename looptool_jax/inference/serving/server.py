@@ -31,6 +31,8 @@ BODY_SECONDS = 30.0  # within which the body of a request is here
 SEND_SECONDS = 30.0  # within which a client takes in a piece of its stream
 RETRY_SECONDS = 1  # what a client is asked to wait when there are too many requests
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 _log = logging.getLogger(__name__)
 
 
@@ -102,7 +104,7 @@ class _Server:
             await asyncio.to_thread(self._worker.ready.wait)
             await runner.setup()
             if not self._ended.is_set():
-                await web.TCPSite(runner, self.cfg.host, self.cfg.port).start()
+                await self._listen(runner)
                 host, port = runner.addresses[0][:2]
                 shown = f"[{host}]" if ":" in host else host
                 say(f"{self.served.name} at http://{shown}:{port}/v1")
@@ -112,6 +114,13 @@ class _Server:
             await asyncio.to_thread(self._worker.stop)
         if self._worker.problem is not None:
             raise self._worker.problem
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        try:
+            await web.TCPSite(runner, self.cfg.host, self.cfg.port).start()
+        except OSError as error:
+            place = f"--host {self.cfg.host} --port {self.cfg.port}"
+            raise ServeError(f"{place}: {os.strerror(error.errno or 0).lower()}; choose another") from None
 
     def _stop(self) -> None:
         if self._draining or not self._open:
@@ -140,6 +149,9 @@ class _Server:
             return _error(ApiError(500, "the server failed on this request; its log says why"))
 
     def _check_key(self, request: web.Request) -> None:
+        if not self._key and self.cfg.host in LOOPBACK and request.url.host not in LOOPBACK:
+            # A page of another site can have its name resolved to this machine.
+            raise ApiError(403, f"this server is {self.cfg.host}, not {request.url.host}")
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         given = key.strip().encode("utf-8", "surrogateescape") if scheme.lower() == "bearer" else b""
         if self._key and not hmac.compare_digest(given, self._key):
