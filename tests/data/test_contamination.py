@@ -222,8 +222,8 @@ def test_auto_takes_what_is_there(tmp_path, monkeypatch):
     monkeypatch.delenv(benchmarks.ACEBENCH_VARIABLE, raising=False)
     prints, lines = fingerprints(ContaminationConfig())
     assert prints == [] and len(lines) == 2
-    assert "bfcl: no copy of it is here; pip install --no-deps bfcl-eval" in lines[0]
-    assert "acebench: no copy of it is here" in lines[1] and benchmarks.ACEBENCH_VARIABLE in lines[1]
+    assert "bfcl: data is not held against it (no copy is here; pip install --no-deps bfcl-eval" in lines[0]
+    assert "acebench: data is not held against it (no copy is here" in lines[1] and benchmarks.ACEBENCH_VARIABLE in lines[1]
     write(tmp_path / "data_normal_x.json", {"id": "a", "question": f"user: {REQUEST}", "function": []})
     monkeypatch.setenv(benchmarks.ACEBENCH_VARIABLE, str(tmp_path))
     assert [item.benchmark for item in fingerprints(ContaminationConfig())[0]] == ["acebench"]
@@ -233,7 +233,7 @@ def test_auto_takes_what_is_there(tmp_path, monkeypatch):
     ("file", "row", "said"),
     [
         (None, None, "no files of bfcl are here; pip install --no-deps bfcl-eval"),
-        ("BFCL_v4_multiple.json", "{broken", r"BFCL_v4_multiple\.json:1: no row of bfcl \(not JSON"),
+        ("BFCL_v4_multiple.json", "{broken", r"BFCL_v4_multiple\.json:1: not JSON"),
         ("BFCL_v4_multiple.json", {"id": "a"}, r"BFCL_v4_multiple\.json:1: no row of bfcl \('question'\)"),
         ("BFCL_v4_multiple.json", [1], r"BFCL_v4_multiple\.json:1: no row of bfcl"),
     ],
@@ -305,9 +305,9 @@ def test_the_command(tmp_path):
     command = [sys.executable, "-c", "from looptool_jax.cli import main; main()", *args]
     done = subprocess.run([*command, "--bfcl", "bench"], capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
-    assert "bfcl (1 rows)" in done.stdout and "acebench: switched off" in done.stdout
+    assert "bfcl (1 rows)" in done.stdout and "acebench: data is not held against it (switched off)" in done.stdout
     assert done.stdout.splitlines()[-1] == "1 of 2 samples are in a benchmark  -> out"
     assert [pair["sample"] for pair in read_jsonl(tmp_path / "out" / "contamination.jsonl")] == ["bad"]
-    for bfcl, said in (("nowhere", "nowhere: no such folder"), ("off", "not checked against bfcl: switched off")):
+    for bfcl, said in (("nowhere", "nowhere: no such folder"), ("off", "bfcl: data is not held against it (switched off)")):
         failed = subprocess.run([*command, "--bfcl", bfcl], capture_output=True, text=True, cwd=tmp_path, env=env)
         assert failed.returncode == 2 and len(failed.stderr.splitlines()) == 1 and said in failed.stderr
