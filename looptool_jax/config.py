@@ -91,6 +91,15 @@ def shipped_trees() -> dict[str, Path]:
     return {file.stem: file for file in sorted((_folder() / "trees").glob("*.yaml"))}
 
 
+def find_trees(name: str) -> str:
+    """The file of a domain's trees: shipped ones by their name, others by their path. Raises ConfigError."""
+    if name in shipped_trees():
+        return str(shipped_trees()[name])
+    if not is_file(name):
+        raise ConfigError(f"{name}: no such file; there are the trees {', '.join(shipped_trees())}, or give a path")
+    return name
+
+
 def keep_config(cfg: RunConfig) -> None:
     """Write the configuration into the run directory, or hold it against the one that is there.
 

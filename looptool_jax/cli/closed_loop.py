@@ -55,7 +55,7 @@ def run(
     """
     from looptool_jax.config import keep_config, load_config
     from looptool_jax.loop.runner import Runner
-    from looptool_jax.parallel import processes
+    from looptool_jax.parallel import compilation, processes
     from looptool_jax.report import tables
     from looptool_jax.report.html import write_report
 
@@ -67,6 +67,8 @@ def run(
             f"looptool run --config {config}: {cfg.rounds} round{'s' * (cfg.rounds > 1)} in {cfg.run_dir} "
             "(rerun to resume)"
         )
+        if not compilation.user_cache().exists():
+            console.say("programs are compiled on their first use and kept: this run starts slower than later ones")
         Runner(cfg, console).run()
         if processes.is_first():
             for table in tables.run_tables(cfg.run_dir):

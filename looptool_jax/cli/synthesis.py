@@ -72,12 +72,12 @@ def synthesize_apis(
     looptool synthesize apis --trees travel --count 500 --model /models/Qwen3-32B --out apis
     looptool synthesize apis --trees rail.yaml --trees banking.yaml --config mine.yaml --out apis
     """
-    from looptool_jax.config import shipped_trees
+    from looptool_jax.config import find_trees
     from looptool_jax.loop.synthesis import apis as stage
     from looptool_jax.loop.synthesis.trees import read_trees
 
     cfg = _counted(config, overrides, model, count)
-    files = [str(shipped_trees().get(name, name)) for name in trees]
+    files = [find_trees(name) for name in trees]
     read = [read_trees(file) for file in files]
     with results(out, "synthesize apis", cfg, files) as console:
         generator = model_pool(cfg, out).lend_chat(cfg.generator_model or cfg.judge_model)

@@ -80,7 +80,8 @@ def synthesize(
     pool = pool[: cfg.pool]
     if len(pool) < cfg.round_size:
         raise DataError(
-            f"{cfg.source}: {len(pool)} usable seeds, {cfg.round_size} are needed (data.round_size); "
+            f"{cfg.source}: {len(pool)} usable seeds, {cfg.round_size} are needed (data.round_size); of "
+            f"{len(seeds) + len(heldout)} samples {len(heldout)} are held out (data.heldout), "
             f"{len(seeds) - len(short)} have prompts over {prompt_limit} tokens, "
             f"{len(short) - clean} are in a benchmark. "
             "Lower data.round_size or data.heldout, or raise the prompt limit"

@@ -223,7 +223,10 @@ def test_auto_takes_what_is_there(tmp_path, monkeypatch):
     prints, lines = fingerprints(ContaminationConfig())
     assert prints == [] and len(lines) == 2
     assert "bfcl: data is not held against it (no copy is here; pip install --no-deps bfcl-eval" in lines[0]
-    assert "acebench: data is not held against it (no copy is here" in lines[1] and benchmarks.ACEBENCH_VARIABLE in lines[1]
+    assert (
+        "acebench: data is not held against it (no copy is here" in lines[1]
+        and benchmarks.ACEBENCH_VARIABLE in lines[1]
+    )
     write(tmp_path / "data_normal_x.json", {"id": "a", "question": f"user: {REQUEST}", "function": []})
     monkeypatch.setenv(benchmarks.ACEBENCH_VARIABLE, str(tmp_path))
     assert [item.benchmark for item in fingerprints(ContaminationConfig())[0]] == ["acebench"]
@@ -308,6 +311,9 @@ def test_the_command(tmp_path):
     assert "bfcl (1 rows)" in done.stdout and "acebench: data is not held against it (switched off)" in done.stdout
     assert done.stdout.splitlines()[-1] == "1 of 2 samples are in a benchmark  -> out"
     assert [pair["sample"] for pair in read_jsonl(tmp_path / "out" / "contamination.jsonl")] == ["bad"]
-    for bfcl, said in (("nowhere", "nowhere: no such folder"), ("off", "bfcl: data is not held against it (switched off)")):
+    for bfcl, said in (
+        ("nowhere", "nowhere: no such folder"),
+        ("off", "bfcl: data is not held against it (switched off)"),
+    ):
         failed = subprocess.run([*command, "--bfcl", bfcl], capture_output=True, text=True, cwd=tmp_path, env=env)
         assert failed.returncode == 2 and len(failed.stderr.splitlines()) == 1 and said in failed.stderr
