@@ -58,9 +58,10 @@ def publish(rounds: Mapping[int, PathLike | Sequence[Sample]], out_dir: PathLike
             tempfile.TemporaryDirectory(dir=local_path(out_dir), prefix=f".{name}-") as partial,
             contextlib.redirect_stdout(io.StringIO()),  # TFDS announces downloads, of which there are none
         ):
-            build = sample_set_builder(name, VERSION, sources)
-            for number in sources:
-                builder = build(data_dir=partial, config=config_name(number), file_format="array_record")
+            named = {config_name(number): (number, source) for number, source in sources.items()}
+            build = sample_set_builder(name, VERSION, SPLIT, named)
+            for config in named:
+                builder = build(data_dir=partial, config=config, file_format="array_record")
                 builder.download_and_prepare(download_dir=join(partial, "no_downloads"))
                 _add_tfrecords(builder.data_path)
             os.rename(join(partial, name), directory)

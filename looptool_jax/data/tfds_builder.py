@@ -9,27 +9,26 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from looptool_jax.data.files import dump_json
-from looptool_jax.data.publish import SPLIT, config_name
 from looptool_jax.toolcall.records import Sample
 
 
 def sample_set_builder(
-    data_set: str, version: str, rounds: Mapping[int, Callable[[], Iterable[Sample]]]
+    data_set: str, version: str, split: str, rounds: Mapping[str, tuple[int, Callable[[], Iterable[Sample]]]]
 ) -> type[tfds.core.GeneratorBasedBuilder]:
     """The builder of a data set, as a class, for TFDS wants configurations to be attributes of one.
 
-    Who names no round gets the last. Each example is its id, round and kind, and the whole sample as JSON text.
+    rounds: number and samples of each round by the name of its configuration. Who names none gets the last. An example
+    is a sample's id, round and kind, and the whole sample as JSON text.
     """
-    numbers = {config_name(number): number for number in rounds}
 
     class SampleSetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         name = data_set
         VERSION = tfds.core.Version(version)
         BUILDER_CONFIGS = [  # noqa: RUF012
             tfds.core.BuilderConfig(name=config, version=version, description=f"Data of round {number}.")
-            for config, number in numbers.items()
+            for config, (number, _) in rounds.items()
         ]
-        DEFAULT_BUILDER_CONFIG_NAME = config_name(max(rounds))
+        DEFAULT_BUILDER_CONFIG_NAME = max(rounds, key=lambda config: rounds[config][0])
         code_path = None  # nothing is downloaded, so there are no checksums to look for beside this file
 
         def _info(self) -> tfds.core.DatasetInfo:
@@ -47,10 +46,12 @@ def sample_set_builder(
             )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-            return {SPLIT: self._generate_examples(numbers[self.builder_config.name])}
+            return {split: self._generate_examples(*rounds[self.builder_config.name])}
 
-        def _generate_examples(self, number: int) -> Iterator[tuple[int, dict[str, Any]]]:
-            for index, sample in enumerate(rounds[number]()):
+        def _generate_examples(
+            self, number: int, samples: Callable[[], Iterable[Sample]]
+        ) -> Iterator[tuple[int, dict[str, Any]]]:
+            for index, sample in enumerate(samples()):
                 text = dump_json(sample.to_json()).decode("utf-8")
                 yield index, {"id": sample.id, "round": number, "kind": sample.origin.kind, "sample": text}
 
