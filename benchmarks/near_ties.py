@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--model", default="nano/policy")
     parser.add_argument("--format", default="qwen3")
+    parser.add_argument("--thinking", action="store_true", help="prompts that leave the think block to the model")
     parser.add_argument("--prompt-tokens", type=int, default=384)
     parser.add_argument("--dtypes", nargs="+", default=list(drafts.NEAR_TIE))
     args = parser.parse_args()
@@ -39,7 +40,7 @@ def main() -> None:
     sizes = AnswerConfig(prompt_tokens=args.prompt_tokens, answer_tokens=112, slots=16)
     for dtype in args.dtypes:
         bound = drafts.NEAR_TIE[dtype]
-        policy = Answerer(load_language_model(ModelConfig(locate(args.model), args.format, dtype), mesh))
+        policy = Answerer(load_language_model(ModelConfig(locate(args.model), args.format, dtype), mesh), args.thinking)
         samples = [s for s in generate("heldout", 2 * args.samples, 5) if policy.prompt_length(s) <= args.prompt_tokens]
         samples = samples[: args.samples]
         stepwise = policy.greedy(samples, sizes, lambda _: None)
