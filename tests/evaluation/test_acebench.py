@@ -15,10 +15,12 @@ from looptool_jax.data.store import DataError, read_jsonl
 from looptool_jax.evaluation.acebench import data as acebench
 from looptool_jax.evaluation.acebench.evaluate import evaluate, summary
 from looptool_jax.evaluation.acebench.scores import accuracy, averages
-from looptool_jax.inference.answers import Answer, AnswerConfig
+from looptool_jax.inference.answers import AnswerConfig
 from looptool_jax.report.acebench import acebench_tables
 from looptool_jax.toolcall import Call, Message, Target, get_format, match_acebench
 from looptool_jax.world import generate
+
+from .scripted import Scripted
 
 MAIN = "from looptool_jax.cli import main; main()"
 SINGLE = acebench.CATEGORIES["normal_single_turn_single_function"]
@@ -157,19 +159,6 @@ def test_dialogues_count_as_a_whole():
     assert averages(values) == pytest.approx({"Normal": 6.5 / 12, "Special": 0.6})
     del values["normal_atom_bool"]
     assert averages(values)["Normal"] is None
-
-
-class Scripted:
-    """Answers that are given."""
-
-    def __init__(self, *answers: tuple[str, str]) -> None:
-        self.answers = list(answers)
-
-    def prompt_length(self, sample) -> int:
-        return 1000 if sample.id.endswith("long") else 10
-
-    def greedy(self, samples, cfg, on_tokens):
-        return [Answer(text, [], [], finish) for text, finish in self.answers[: len(samples)]]
 
 
 def test_answers_are_scored_and_written(tmp_path):

@@ -15,10 +15,12 @@ from looptool_jax.data.store import DataError, read_jsonl
 from looptool_jax.evaluation.bfcl import data as bfcl
 from looptool_jax.evaluation.bfcl.evaluate import evaluate, summary
 from looptool_jax.evaluation.bfcl.scores import averages, official_overall
-from looptool_jax.inference.answers import Answer, AnswerConfig
+from looptool_jax.inference.answers import AnswerConfig
 from looptool_jax.report.bfcl import bfcl_tables
 from looptool_jax.toolcall import BfclCall, Call, Message, Target, get_format, match_bfcl_calls
 from looptool_jax.world import generate
+
+from .scripted import Scripted
 
 MAIN = "from looptool_jax.cli import main; main()"
 
@@ -189,19 +191,6 @@ def test_averages_of_v3_and_v4():
     del accuracy["live_multiple"], rows["live_multiple"]
     live = 0.1 * (v4[1] - (258 + 6) / 1351)
     assert official_overall(accuracy, rows) == pytest.approx(official - 0.1 * 0.2 / 4 - live), "with all of its rows"
-
-
-class Scripted:
-    """Answers that are given."""
-
-    def __init__(self, *answers: tuple[str, str]) -> None:
-        self.answers = list(answers)
-
-    def prompt_length(self, sample) -> int:
-        return 1000 if sample.id.endswith("long") else 10
-
-    def greedy(self, samples, cfg, on_tokens):
-        return [Answer(text, [], [], finish) for text, finish in self.answers[: len(samples)]]
 
 
 def test_answers_are_scored_and_written(tmp_path):

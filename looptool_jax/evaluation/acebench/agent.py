@@ -26,9 +26,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from looptool_jax.data.benchmarks import json_lines
 from looptool_jax.data.store import DataError
-from looptool_jax.evaluation.acebench.data import CATEGORIES, REMEDY, category_files, read_functions
+from looptool_jax.evaluation.acebench.data import CATEGORIES, REMEDY, labelled_lines, read_functions
 from looptool_jax.evaluation.kept_answers import Given
 from looptool_jax.toolcall import (
     Call,
@@ -156,13 +155,8 @@ def scenario_classes(folder: Path) -> dict[str, type] | None:
 
 def read_rows(folder: Path, limit: int | None = None) -> list[AgentRow]:
     """The first `limit` rows, or all. Raises DataError naming file and line."""
-    file, label_file = category_files(folder, CATEGORIES[NAME])
-    labels = json_lines(label_file, REMEDY)
     rows: list[AgentRow] = []
-    for number, raw in json_lines(file, REMEDY):
-        if len(rows) == limit:
-            break
-        label_number, answer = next(labels, (0, None))
+    for place, raw, label_place, answer in labelled_lines(folder, CATEGORIES[NAME], limit):
         try:
             id_, functions = read_functions(raw)
             tools = tuple(map(normalise_tool, functions))
@@ -170,17 +164,14 @@ def read_rows(folder: Path, limit: int | None = None) -> list[AgentRow]:
             if not isinstance(classes, list) or not isinstance(initial, dict):
                 raise RecordError("expected involved_classes and initial_config")
         except (RecordError, SchemaError) as error:
-            raise DataError(f"{file}:{number}: no ACEBench row: {error}. {REMEDY}") from None
+            raise DataError(f"{place}: no ACEBench row: {error}. {REMEDY}") from None
         try:
             states, milestones = _label(answer, id_)
         except RecordError as error:
-            place = f"{label_file}:{label_number}" if answer else f"{label_file}"
-            raise DataError(f"{place}: no label of {id_}: {error}. {REMEDY}") from None
+            raise DataError(f"{label_place}: no label of {id_}: {error}. {REMEDY}") from None
         messages = (Message("system", _SYSTEM), Message("user", raw["question"]))
         sample = Sample(id_, tools, messages, Target(intent="answer"), category=NAME)
         rows.append(AgentRow(sample, tuple(classes), initial, states, milestones))
-    if not rows:
-        raise DataError(f"{file}: holds no rows; {REMEDY}")
     return rows
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,31 +140,37 @@ def category_files(folder: Path, category: Category) -> tuple[Path, Path]:
     return files
 
 
+def labelled_lines(folder: Path, category: Category, limit: int | None) -> list[tuple[str, Any, str, Any]]:
+    """The first `limit` rows of a category, or all: where each stands, what it says, where its label stands, and what
+    that says (None where there is none). Raises DataError, where there are no rows too."""
+    file, label_file = category_files(folder, category)
+    labels = json_lines(label_file, REMEDY)
+    lines: list[tuple[str, Any, str, Any]] = []
+    for number, raw in islice(json_lines(file, REMEDY), limit):
+        label_number, label = next(labels, (0, None))
+        lines.append((f"{file}:{number}", raw, f"{label_file}:{label_number}" if label else f"{label_file}", label))
+    if not lines:
+        raise DataError(f"{file}: holds no rows; {REMEDY}")
+    return lines
+
+
 def read_category(folder: Path, category: Category, limit: int | None = None) -> list[AceRow]:
     """The first `limit` rows of a Normal or Special category, or all. Raises DataError naming file and line."""
     assert category.kind != "agent"
-    file, label_file = category_files(folder, category)
-    labels = json_lines(label_file, REMEDY)
     rows: list[AceRow] = []
-    for number, raw in json_lines(file, REMEDY):
-        if len(rows) == limit:
-            break
-        label_number, answer = next(labels, (0, None))
+    for place, raw, label_place, answer in labelled_lines(folder, category, limit):
         try:
             id_, functions = read_functions(raw)
             tools = tuple(normalise_tool(_document(function)) for function in functions)
             messages = (Message("system", _system(raw, category)), *_messages(raw["question"]))
         except (RecordError, SchemaError) as error:
-            raise DataError(f"{file}:{number}: no ACEBench row: {error}. {REMEDY}") from None
+            raise DataError(f"{place}: no ACEBench row: {error}. {REMEDY}") from None
         try:
             target = AceTarget(category.kind, functions, _labels(answer, id_, category), category.dialogue)
         except RecordError as error:
-            place = f"{label_file}:{label_number}" if answer else f"{label_file}"
-            raise DataError(f"{place}: no label of {id_}: {error}. {REMEDY}") from None
+            raise DataError(f"{label_place}: no label of {id_}: {error}. {REMEDY}") from None
         sample = Sample(id_, tools, messages, _reference(target), category=category.name)
         rows.append(AceRow(sample, target, gold_text(target)))
-    if not rows:
-        raise DataError(f"{file}: holds no rows; {REMEDY}")
     return rows
 
 
