@@ -20,8 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bfcl_parity import break_text, other_string, other_value, written
-from peers.alternate import table
+from bfcl_parity import break_text, count_verdict, other_string, other_value, print_verdicts, written
 
 from looptool_jax.data.store import read_jsonl, write_jsonl
 from looptool_jax.evaluation.bfcl.data import CATEGORIES
@@ -203,19 +202,12 @@ def main() -> None:
     unequal = 0
     for (_, row, turns, kind), theirs in zip(cases, verdicts, strict=True):
         ours, fair = match_multi_turn(row, turns), match_multi_turn(row, turns, "fixed")
-        for name in (row.category, f"~ {kind if '+' not in kind else 'several'}"):
-            counts.setdefault(name, Counter()).update({
-                "dialogues": 1, "right": theirs["ok"], "crashes": theirs["why"].startswith("crash"),
-                "agree": ours.ok == theirs["ok"], "stricter": theirs["ok"] and not fair.ok,
-                "milder": fair.ok and not theirs["ok"],
-            })  # fmt: skip
+        count_verdict(counts, row.category, kind, theirs, ours, fair)
         if ours.ok != theirs["ok"]:
             unequal += 1
             if unequal <= args.show:
                 print(f"{row.id}: {kind}: theirs {theirs}, ours {ours}\n  {turns}\n  {row.labels}")
-    head = ["dialogues", "right", "crashes", "agree", "stricter", "milder"]
-    print(table(["", *head], [[name, *(f"{found[key]}" for key in head)] for name, found in sorted(counts.items())]))
-    print("\nright, crashes: of the released evaluation. stricter, milder: mode fixed against it.")
+    print_verdicts(counts)
     print(f"{len(cases)} dialogues, {len(cases) - unequal} equal verdicts")
 
 

@@ -27,7 +27,7 @@ from peers.alternate import table
 
 from looptool_jax.data.store import read_jsonl, write_jsonl
 from looptool_jax.evaluation.bfcl.data import CATEGORIES, BfclRow, Category, read_category, reference_call
-from looptool_jax.toolcall import match_bfcl
+from looptool_jax.toolcall import Match, match_bfcl
 from looptool_jax.toolcall.bfcl_literals import official_value
 
 HERE = Path(__file__).parent
@@ -345,12 +345,7 @@ def main() -> None:
     differences: Counter[str] = Counter()
     for (category, _, row, text, kind), theirs in zip(answers, verdicts, strict=False):
         ours, fair = match_bfcl(text, row.target), match_bfcl(text, row.target, "fixed")
-        for name in (category.name, f"~ {kind if '+' not in kind else 'several'}"):
-            counts.setdefault(name, Counter()).update({
-                "answers": 1, "right": theirs["ok"], "crashes": theirs["why"].startswith("crash"),
-                "agree": ours.ok == theirs["ok"], "stricter": theirs["ok"] and not fair.ok,
-                "milder": fair.ok and not theirs["ok"],
-            })  # fmt: skip
+        count_verdict(counts, category.name, kind, theirs, ours, fair)
         if ours.ok != theirs["ok"]:
             what = f"{category.name}: {kind}: theirs {theirs}, ours {ours}"
             differences[
@@ -358,9 +353,7 @@ def main() -> None:
             ] += 1
             if differences.total() <= args.show:
                 print(f"{what}\n  {text!r}\n  {[want.accepted for want in row.target.calls]}")
-    head = ["answers", "right", "crashes", "agree", "stricter", "milder"]
-    print(table(["", *head], [[name, *(f"{found[key]}" for key in head)] for name, found in sorted(counts.items())]))
-    print("\nright, crashes: of the released evaluation. stricter, milder: mode fixed against it.")
+    print_verdicts(counts)
     print(f"{len(answers)} answers, {len(answers) - differences.total()} equal verdicts")
     for what, count in differences.most_common():
         print(f"  {count} x {what}")
@@ -372,6 +365,24 @@ def main() -> None:
     print(f"{len(read)} texts ({changed} read as a value, {crashes} crashes), {len(unequal)} read otherwise")
     for source, theirs, ours in unequal[: args.show]:
         print(f"  {source}: theirs {theirs}, ours {ours}")
+
+
+def count_verdict(
+    counts: dict[str, Counter[str]], category: str, kind: str, theirs: dict[str, Any], ours: Match, fair: Match
+) -> None:
+    """Count an answer to its category and to its kind of mutation."""
+    for name in (category, f"~ {kind if '+' not in kind else 'several'}"):
+        counts.setdefault(name, Counter()).update({
+            "judged": 1, "right": theirs["ok"], "crashes": theirs["why"].startswith("crash"),
+            "agree": ours.ok == theirs["ok"], "stricter": theirs["ok"] and not fair.ok,
+            "milder": fair.ok and not theirs["ok"],
+        })  # fmt: skip
+
+
+def print_verdicts(counts: dict[str, Counter[str]]) -> None:
+    head = ["judged", "right", "crashes", "agree", "stricter", "milder"]
+    print(table(["", *head], [[name, *(f"{found[key]}" for key in head)] for name, found in sorted(counts.items())]))
+    print("\nright, crashes: of the released evaluation. stricter, milder: mode fixed against it.")
 
 
 if __name__ == "__main__":
