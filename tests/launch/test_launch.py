@@ -194,6 +194,15 @@ def test_the_skypilot_task_runs_what_it_says(tmp_path):
     assert done.stdout.split() == ["run", "--config", "v5e8_4b", "run_dir=gs://bucket/run", "rounds=1", "seed=2"]
 
 
+def test_skypilot_takes_the_task(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # where SkyPilot keeps its state
+    sky = pytest.importorskip("sky", reason="skypilot is not installed")
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    task["envs"]["RUN_DIR"] = "gs://bucket/run"
+    [resources] = sky.Task.from_yaml_config(task).resources  # raises where its schema or a value is wrong
+    assert resources.accelerators == {"tpu-v5litepod-8": 1}
+
+
 @pytest.mark.slow
 def test_two_processes_here(tmp_path):
     """For real: `launch/local.sh 2 micro`, and a mistake that both processes tell."""
