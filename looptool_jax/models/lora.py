@@ -59,7 +59,7 @@ class LoraConfig:
         if self.rank < 1 or self.alpha <= 0:
             raise ModelError(f"lora: rank={self.rank} and alpha={self.alpha} must be positive")
         if not self.targets or set(self.targets) - set(TARGETS):
-            raise ModelError(f"lora.targets: some of {', '.join(TARGETS)}, found {list(self.targets)}")
+            raise ModelError(f"train.lora.targets: some of {', '.join(TARGETS)}, found {list(self.targets)}")
         object.__setattr__(self, "targets", tuple(name for name in TARGETS if name in self.targets))
 
     @property
@@ -77,7 +77,7 @@ def init_adapters(cfg: DecoderConfig, lora: LoraConfig, key: PRNGKeyArray, dtype
     adapters: Adapters = {}
     for name, name_key in zip(lora.targets, jax.random.split(key, len(lora.targets)), strict=True):
         if name not in possible:
-            raise ModelError(f"lora.targets: experts have no adapters, so {name} is none of {', '.join(possible)}")
+            raise ModelError(f"train.lora.targets: experts have no adapters; {name} is none of {', '.join(possible)}")
         n_layers, *shape = layers[name].shape
         inputs, outputs = shape[: input_count(name)], shape[input_count(name) :]
         bound = math.prod(inputs) ** -0.5

@@ -51,18 +51,19 @@ class GrpoConfig:
 
     def __post_init__(self) -> None:
         if self.ratio not in ("token", "sequence"):
-            raise ValueError(f"grpo.ratio is {self.ratio!r}: use 'token' or 'sequence'")
+            raise ValueError(f"train.grpo.ratio is {self.ratio!r}: use 'token' or 'sequence'")
         if self.loss_agg not in ("token-mean", "seq-mean-token-mean"):
-            raise ValueError(f"grpo.loss_agg is {self.loss_agg!r}: use 'token-mean' or 'seq-mean-token-mean'")
+            raise ValueError(f"train.grpo.loss_agg is {self.loss_agg!r}: use 'token-mean' or 'seq-mean-token-mean'")
         if self.compute_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"grpo.compute_dtype is {self.compute_dtype!r}: use 'float32' or 'bfloat16'")
+            raise ValueError(f"train.grpo.compute_dtype is {self.compute_dtype!r}: use 'float32' or 'bfloat16'")
         if self.remat not in get_args(decoder.Remat):
-            raise ValueError(f"grpo.remat is {self.remat!r}: use 'none', 'attention' or 'full'")
+            raise ValueError(f"train.grpo.remat is {self.remat!r}: use 'none', 'attention' or 'full'")
         for name, low in (("clip_low", 0), ("clip_high", 0), ("micro_tokens", 1), ("logprob_chunk", 1)):
-            at_least(f"grpo.{name}", getattr(self, name), low)
+            at_least(f"train.grpo.{name}", getattr(self, name), low)
         if self.ratio == "sequence" and self.loss_agg == "token-mean":
             raise ValueError(
-                "grpo.ratio='sequence' has one term per answer, not per token: set grpo.loss_agg='seq-mean-token-mean'"
+                "train.grpo.ratio='sequence' has one term per answer, not per token: "
+                "set train.grpo.loss_agg='seq-mean-token-mean'"
             )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from looptool_jax.limits import above
+from looptool_jax.limits import above, at_least
 from looptool_jax.parallel.rules import TRAINING, param_shardings, placed, replicated
 
 
@@ -33,12 +33,18 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        above("optimizer.learning_rate", self.learning_rate, 0)
+        above("train.optimizer.learning_rate", self.learning_rate, 0)
+        above("train.optimizer.clip_norm", self.clip_norm, 0)
+        at_least("train.optimizer.warmup_steps", self.warmup_steps, 0)
+        at_least("train.optimizer.weight_decay", self.weight_decay, 0)
+        for name, beta in (("b1", self.b1), ("b2", self.b2)):
+            if not 0 <= beta < 1:
+                raise OptimizerError(f"train.optimizer.{name}: from 0 to below 1, found {beta}")
         if self.schedule not in ("constant", "cosine"):
-            raise OptimizerError(f"optimizer.schedule is {self.schedule!r}: use 'constant' or 'cosine'")
+            raise OptimizerError(f"train.optimizer.schedule is {self.schedule!r}: use 'constant' or 'cosine'")
         if self.schedule == "cosine" and self.total_steps and self.total_steps <= self.warmup_steps:
             raise OptimizerError(
-                f"optimizer.total_steps is {self.total_steps}: a cosine schedule needs more steps than its "
+                f"train.optimizer.total_steps is {self.total_steps}: a cosine schedule needs more steps than its "
                 f"{self.warmup_steps} warm-up steps"
             )
 
@@ -55,7 +61,7 @@ def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:
     """Learning rate as a function of the number of updates already done. Raises OptimizerError: no `total_steps`."""
     if cfg.schedule == "cosine":
         if not cfg.total_steps:
-            raise OptimizerError("optimizer.total_steps is 0: a cosine schedule needs the step where it reaches zero")
+            raise OptimizerError("train.optimizer.total_steps is 0: a cosine schedule needs the step of its end")
         return optax.warmup_cosine_decay_schedule(
             0.0 if cfg.warmup_steps else cfg.learning_rate, cfg.learning_rate, cfg.warmup_steps, cfg.total_steps
         )

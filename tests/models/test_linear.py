@@ -150,7 +150,7 @@ def test_every_array_of_a_weight_gets_a_place(rules):
 def test_what_cannot_be(tmp_path):
     with pytest.raises(ModelError, match="positive"):
         LoraConfig(rank=0)
-    with pytest.raises(ModelError, match=r"lora.targets: some of q, k, .*found \['embedding'\]"):
+    with pytest.raises(ModelError, match=r"train.lora.targets: some of q, k, .*found \['embedding'\]"):
         LoraConfig(targets=("embedding",))
     with pytest.raises(ModelError, match=r"has no adapter_config\.json"):
         load_adapters(str(tmp_path), CFG)

@@ -29,12 +29,12 @@ def test_advantages(rewards):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"ratio": "sequence"}, "set grpo.loss_agg='seq-mean-token-mean'"),
-        ({"ratio": "word"}, "grpo.ratio is 'word'"),
-        ({"loss_agg": "sum"}, "grpo.loss_agg is 'sum'"),
-        ({"compute_dtype": "int8"}, "grpo.compute_dtype is 'int8'"),
-        ({"micro_tokens": 0}, "grpo.micro_tokens: at least 1, found 0"),
-        ({"logprob_chunk": 0}, "grpo.logprob_chunk: at least 1, found 0"),
+        ({"ratio": "sequence"}, "set train.grpo.loss_agg='seq-mean-token-mean'"),
+        ({"ratio": "word"}, "train.grpo.ratio is 'word'"),
+        ({"loss_agg": "sum"}, "train.grpo.loss_agg is 'sum'"),
+        ({"compute_dtype": "int8"}, "train.grpo.compute_dtype is 'int8'"),
+        ({"micro_tokens": 0}, "train.grpo.micro_tokens: at least 1, found 0"),
+        ({"logprob_chunk": 0}, "train.grpo.logprob_chunk: at least 1, found 0"),
     ],
 )
 def test_bad_configurations(options, message):

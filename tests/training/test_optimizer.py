@@ -97,12 +97,15 @@ def test_schedules():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"schedule": "linear"}, "optimizer.schedule is 'linear'"),
+        ({"schedule": "linear"}, "train.optimizer.schedule is 'linear'"),
         ({"schedule": "cosine", "warmup_steps": 5, "total_steps": 5}, "needs more steps than its 5 warm-up steps"),
+        ({"clip_norm": 0.0}, "train.optimizer.clip_norm: more than 0, found 0.0"),
+        ({"b2": 1.0}, "train.optimizer.b2: from 0 to below 1, found 1.0"),
+        ({"weight_decay": float("nan")}, "train.optimizer.weight_decay: at least 0, found nan"),
     ],
 )
 def test_bad_configurations(options, message):
-    with pytest.raises(OptimizerError, match=message):
+    with pytest.raises(ValueError, match=message):
         OptimizerConfig(**options)
 
 
