@@ -16,6 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from looptool_jax.data.importers.data_sets import is_data_set
 from looptool_jax.data.store import (
     dump_json,
     exists,
@@ -117,10 +118,8 @@ def keep_command(out: str, command: str, cfg: RunConfig, data: Sequence[str], ro
     Until something is done there, another command replaces it. Raises ConfigError where the folder holds the results of
     anything else: they would be taken for this command's own.
     """
-    single = {path for path in data if path.endswith(".jsonl") or is_file(path)}
-    files = [file for path in data for file in ([path] if path in single else shard_files(path))]
     settings = {key: value for key, value in _flat(asdict(cfg)).items() if key not in RESUMABLE}
-    task = {"command": command, "round": round_, "data": [file_sha256(file) for file in files], **settings}
+    task = {"command": command, "round": round_, "data": [part for path in data for part in _content(path)], **settings}
     path = join(out, "command.json")
     begun = any(exists(join(out, name)) for name in ("progress.jsonl", "checkpoints"))
     if not begun or not exists(path):
@@ -137,6 +136,14 @@ def keep_command(out: str, command: str, cfg: RunConfig, data: Sequence[str], ro
         key = changed[0]
         what = "other data" if key == "data" else f"other settings ({key} was {old.get(key)!r}, now {task[key]!r})"
         raise ConfigError(f"{out}: holds results of {what}; choose another --out, or remove the folder")
+
+
+def _content(data: str) -> list[str]:
+    """The hashes of the files of a sample set; a data set of TFDS or Hugging Face is known by its name."""
+    if is_data_set(data):
+        return [data]
+    single = data.endswith(".jsonl") or is_file(data)
+    return [file_sha256(file) for file in ([data] if single else shard_files(data))]
 
 
 def _keep_config(cfg: RunConfig, path: str) -> None:

@@ -16,7 +16,6 @@ from looptool_jax.cli.common import (
     app,
     configuration,
     finish,
-    joined,
     model_pool,
     results,
     samples_of,
@@ -50,7 +49,8 @@ def evaluate() -> None:
 def evaluate_samples(
     data: Data, out: Out, config: Config = "quickstart", model: Model = None, overrides: Overrides = None
 ) -> None:
-    """Accuracy of a policy on samples under the strict matcher, by category. The default: its name may be left out.
+    """Accuracy of a policy on samples under the strict matcher, by category. Rerun to resume. The default: its name may
+    be left out.
 
     \b
     looptool eval --data heldout.jsonl --model trained/policy --out evaluated
@@ -59,9 +59,10 @@ def evaluate_samples(
 
     cfg = configuration(config, overrides, model)
     samples = samples_of(data)
-    with joined(cfg) as console, console.stage("eval"):
+    with results(out, "eval samples", cfg, [data]) as console:
         policy = model_pool(cfg, out).lend(cfg.policy)
-        metrics = heldout.evaluate(policy, samples, cfg.evaluate, out, console.tokens)
+        console.expect(len(samples))
+        metrics = heldout.evaluate(policy, samples, cfg.evaluate, out, console.tokens, console.advance)
         for name, part in metrics["by_category"].items():
             console.say(f"  {name}: {part['accuracy']:.1%} of {part['items']}")
     finish(metrics, out)

@@ -9,16 +9,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from looptool_jax.data.store import join, write_jsonl
-from looptool_jax.inference.answers import NO_ANSWERS, AnswerConfig, Answerer, label_and_last
+from looptool_jax.inference.answers import NO_ANSWERS, Answer, AnswerConfig, Answerer, label_and_last
+from looptool_jax.limits import at_least
+from looptool_jax.parallel.chunks import process_in_chunks
 from looptool_jax.toolcall import Sample, match
+
+TRUNCATED = "truncated at the token limit"
 
 
 @dataclass
 class EvalConfig:
-    """answers: engine sizes. drafts: as in probing; the answers are the same."""
+    """answers: engine sizes. chunk: samples committed at once. drafts: as in probing; the answers are the same."""
 
     answers: AnswerConfig = field(default_factory=AnswerConfig)
+    chunk: int = 512
     drafts: bool = True
+
+    def __post_init__(self) -> None:
+        at_least("evaluate.chunk", self.chunk, 1)
 
 
 def evaluate(
@@ -27,24 +35,23 @@ def evaluate(
     cfg: EvalConfig,
     out: str,
     on_tokens: Callable[[int], None],
+    on_done: Callable[[int], None],
     last: Mapping[str, Sequence[int]] = NO_ANSWERS,
 ) -> dict[str, Any]:
     """Accuracy on the samples; writes `out/results.jsonl`, a row an item, and returns the metrics.
 
-    last: token ids of an earlier policy's answers, by the sample's id.
+    on_done: told of samples that are answered. last: token ids of an earlier policy's answers, by the sample's id.
     interval95 is the half-width of the normal 95 % interval of the accuracy.
+    Killed and called again with the same arguments, it continues at the first chunk that is not committed.
     """
-    drafts = label_and_last(policy, samples, last) if cfg.drafts else None
-    answers = policy.greedy(samples, cfg.answers, on_tokens, drafts)
-    rows: list[dict[str, Any]] = []
-    for sample, answer in zip(samples, answers, strict=True):
-        outcome = match(answer.text, sample.target, sample.tools)
-        ok = outcome.ok and answer.finish == "stop"
-        reason = outcome.reason if answer.finish == "stop" else "truncated at the token limit"
-        rows.append({
-            "id": sample.id, "category": sample.category, "correct": ok, "reason": reason, "answer": answer.text,
-            "ids": answer.tokens,
-        })  # fmt: skip
+
+    def work(chunk: Sequence[Sample]) -> list[dict[str, Any]]:
+        drafts = label_and_last(policy, chunk, last) if cfg.drafts else None
+        answers = policy.greedy(chunk, cfg.answers, on_tokens, drafts)
+        on_done(len(chunk))
+        return [_result(sample, answer) for sample, answer in zip(chunk, answers, strict=True)]
+
+    rows = process_in_chunks(samples, cfg.chunk, join(out, "progress.jsonl"), work)
     write_jsonl(join(out, "results.jsonl"), rows)
     counts = Counter(row["category"] for row in rows)
     right = Counter(row["category"] for row in rows if row["correct"])
@@ -53,11 +60,20 @@ def evaluate(
         "items": len(rows),
         "accuracy": round(accuracy, 6),
         "interval95": round(1.96 * math.sqrt(accuracy * (1 - accuracy) / max(1, len(rows))), 6),
-        "truncated": sum(answer.finish == "length" for answer in answers),
+        "truncated": sum(row["reason"] == TRUNCATED for row in rows),
         "by_category": {
             name: {"items": counts[name], "accuracy": round(right[name] / counts[name], 6)} for name in sorted(counts)
         },
     }
+
+
+def _result(sample: Sample, answer: Answer) -> dict[str, Any]:
+    outcome = match(answer.text, sample.target, sample.tools)
+    whole = answer.finish == "stop"
+    return {
+        "id": sample.id, "category": sample.category, "correct": outcome.ok and whole,
+        "reason": outcome.reason if whole else TRUNCATED, "answer": answer.text, "ids": answer.tokens,
+    }  # fmt: skip
 
 
 def paired_difference(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> tuple[float, float]:

@@ -14,7 +14,6 @@ from typing import Any, cast
 from looptool_jax.data.store import dump_json, join, write_jsonl, write_samples
 from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatModel, ChatRequest
 from looptool_jax.limits import above, at_least
-from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.judge import ErrorSeed, own_answers_differ
 from looptool_jax.loop.keys import key_for
@@ -27,6 +26,7 @@ from looptool_jax.loop.prompts import (
     response_text,
     verify_messages,
 )
+from looptool_jax.parallel.chunks import process_in_chunks
 from looptool_jax.toolcall import Origin, Parsed, Sample, Target, check_call, parse
 
 

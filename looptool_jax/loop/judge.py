@@ -15,12 +15,12 @@ from typing import Any, Literal, cast
 from looptool_jax.data.store import DataError, join, write_jsonl
 from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatModel, ChatRequest, OnTokens
 from looptool_jax.limits import above, at_least
-from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.keys import key_for
 from looptool_jax.loop.probe import Probe
 from looptool_jax.loop.prompts import Variant, VerdictKind, judge_messages, parse_verdict, response_text, written
 from looptool_jax.loop.prompts import Verdict as JudgeVerdict
+from looptool_jax.parallel.chunks import process_in_chunks
 from looptool_jax.toolcall import Origin, Parsed, Sample, Target, check_call, match, parse
 
 Verdict = Literal["prediction_wrong", "label_wrong", "both_correct", "both_wrong", "undecided"]

@@ -15,9 +15,9 @@ from typing import Any
 from looptool_jax.data.store import join, write_jsonl
 from looptool_jax.inference.answers import NO_ANSWERS, AnswerConfig, Answerer, label_and_last
 from looptool_jax.limits import at_least
-from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.reward import RewardConfig, score
+from looptool_jax.parallel.chunks import process_in_chunks
 from looptool_jax.toolcall import Sample
 
 

@@ -208,8 +208,11 @@ class Runner:
         def work() -> Metrics:
             samples = list(read_samples(self.path("seed/heldout.jsonl")))
             last = {row["id"]: row["ids"] for file in before for row in read_jsonl(self.path(file))}
-            self.console.expect(len(samples))
-            return evaluate(self.policy(round_), samples, self.cfg.evaluate, self.path(name), self.console.tokens, last)
+            console = self.console
+            console.expect(len(samples))
+            return evaluate(
+                self.policy(round_), samples, self.cfg.evaluate, self.path(name), console.tokens, console.advance, last
+            )
 
         inputs = ("seed/heldout.jsonl", *before, *self._policy_input(round_))
         return [Stage(name, inputs, (f"{name}/results.jsonl",), work)]

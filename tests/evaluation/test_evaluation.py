@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from looptool_jax.data.store import write_jsonl
-from looptool_jax.evaluation.heldout import paired_difference
+from looptool_jax.data.store import read_jsonl, write_jsonl
+from looptool_jax.evaluation.heldout import EvalConfig, evaluate, paired_difference
 from looptool_jax.evaluation.repair import expansion_validity, label_repair, remaining_noise, true_labels
+from looptool_jax.inference.answers import Answer
 from looptool_jax.toolcall import Call, Message, Sample, Target, Tool
 from looptool_jax.world import Truth, generate
 
@@ -87,3 +88,30 @@ def test_paired_difference():
     assert (mean, error) == (0.25, pytest.approx(0.25))
     with pytest.raises(ValueError, match="different items"):
         paired_difference(before, after[1:])
+
+
+class Counting:
+    """Answers every sample with x=1 until it has answered `strength` of them."""
+
+    def __init__(self, strength: int) -> None:
+        self.strength, self.asked = strength, []
+
+    def greedy(self, samples, cfg, on_tokens, drafts=None):
+        self.asked += [sample.id for sample in samples]
+        if len(self.asked) > self.strength:
+            raise RuntimeError("the machine is gone")
+        text = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+        return [Answer(text, [1], [0.0], "length" if sample.id == "s4" else "stop") for sample in samples]
+
+
+def test_an_evaluation_that_was_killed_goes_on_behind_its_last_chunk(tmp_path):
+    samples = [sample(f"s{i}", WRONG if i == 1 else RIGHT) for i in range(5)]
+    cfg = EvalConfig(chunk=2, drafts=False)
+    whole, weak, rest, done = Counting(9), Counting(3), Counting(9), []
+    metrics = evaluate(whole, samples, cfg, str(tmp_path / "whole"), print, print)
+    assert (metrics["accuracy"], metrics["truncated"]) == (0.6, 1)
+    with pytest.raises(RuntimeError):
+        evaluate(weak, samples, cfg, str(tmp_path / "killed"), print, done.append)
+    assert evaluate(rest, samples, cfg, str(tmp_path / "killed"), print, done.append) == metrics
+    assert rest.asked == ["s2", "s3", "s4"] and done == [2, 2, 1]
+    assert list(read_jsonl(tmp_path / "killed/results.jsonl")) == list(read_jsonl(tmp_path / "whole/results.jsonl"))

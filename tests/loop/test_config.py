@@ -182,6 +182,15 @@ def test_a_result_folder_belongs_to_one_command_on_one_data_set(tmp_path):
         keep_command(out, "probe", cfg, [str(data)])
 
 
+def test_a_data_set_without_files_is_known_by_its_name(tmp_path):
+    cfg = load_config("micro")
+    keep_command(str(tmp_path), "probe", cfg, ["hf:me/calls#train"])
+    (tmp_path / "progress.jsonl").write_text("")
+    keep_command(str(tmp_path), "probe", cfg, ["hf:me/calls#train"])
+    with pytest.raises(ConfigError, match="results of other data"):
+        keep_command(str(tmp_path), "probe", cfg, ["hf:me/calls#test"])
+
+
 def test_a_run_directory_on_an_object_store_keeps_its_settings(bucket):
     keep_config(load_config("micro", [f"run_dir={bucket}/run"]))
     assert load_config(f"{bucket}/run/config.yaml") == load_config("micro", [f"run_dir={bucket}/run"])

@@ -9,7 +9,6 @@ from looptool_jax.config import load_config
 from looptool_jax.data.store import DataError, read_jsonl, read_samples
 from looptool_jax.inference.answers import Answer, AnswerConfig
 from looptool_jax.loop import runner
-from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.expand import ExpandConfig, expand
 from looptool_jax.loop.judge import ErrorSeed, JudgeConfig, judge
@@ -17,6 +16,7 @@ from looptool_jax.loop.probe import Probe
 from looptool_jax.loop.runner import Runner
 from looptool_jax.loop.train import TrainConfig, schedule
 from looptool_jax.models.config import ModelError
+from looptool_jax.parallel.chunks import process_in_chunks
 from looptool_jax.toolcall import Call, ChatError, Message, Origin, Sample, Target, Tool
 
 QUIET = Console(quiet=True)

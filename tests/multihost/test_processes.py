@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from looptool_jax.inference.batch import Request, generate
-from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.parallel import processes as here
+from looptool_jax.parallel.chunks import process_in_chunks
 from looptool_jax.parallel.processes import ProcessError, joined, on_tpu_pod
 
 from .conftest import ended, free_port

@@ -13,12 +13,12 @@ from typing import Any
 
 from looptool_jax.data.store import dump_json, join, write_bytes, write_jsonl
 from looptool_jax.inference.answers import ChatModel, ChatRequest
-from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.keys import key_for, random_for
 from looptool_jax.loop.prompts.synthesis import Unreadable, api_messages, parse_api
 from looptool_jax.loop.synthesis.config import SynthesisConfig
 from looptool_jax.loop.synthesis.trees import TYPES, Constraint, Path, Trees
+from looptool_jax.parallel.chunks import process_in_chunks
 from looptool_jax.toolcall import Tool
 from looptool_jax.toolcall.schema import check_value
 from looptool_jax.toolcall.type_names import declared_types

@@ -9,13 +9,13 @@ from typing import Any
 
 from looptool_jax.data.store import dump_json, join, write_bytes, write_jsonl, write_samples
 from looptool_jax.inference.answers import ChatModel, ChatRequest
-from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.prompts import parse_verification, verify_messages
 from looptool_jax.loop.prompts.synthesis import KINDS
 from looptool_jax.loop.synthesis.config import SynthesisConfig
 from looptool_jax.loop.synthesis.dialogue import TIERS, Dialogue
 from looptool_jax.loop.synthesis.tools import ToolEntry
+from looptool_jax.parallel.chunks import process_in_chunks
 from looptool_jax.toolcall import Message, Origin, Sample, Target, Tool
 
 CATEGORIES = (*KINDS, "summary")

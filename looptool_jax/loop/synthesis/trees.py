@@ -23,7 +23,6 @@ from typing import Any
 from looptool_jax.data.store import DataError, PathLike, exists, join, read_text, write_jsonl, write_text
 from looptool_jax.data.yaml_text import dump_yaml, parse_yaml
 from looptool_jax.inference.answers import ChatModel, ChatRequest
-from looptool_jax.loop.chunks import process_in_chunks
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.keys import key_for
 from looptool_jax.loop.prompts.synthesis import (
@@ -33,6 +32,7 @@ from looptool_jax.loop.prompts.synthesis import (
     parse_object,
 )
 from looptool_jax.loop.synthesis.config import SynthesisConfig
+from looptool_jax.parallel.chunks import process_in_chunks
 from looptool_jax.parallel.processes import by_first
 
 CASES = ("simple", "snake", "camel", "kebab")
