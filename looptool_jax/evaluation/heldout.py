@@ -15,7 +15,7 @@ from looptool_jax.toolcall import Sample, match
 
 @dataclass
 class EvalConfig:
-    """answers: engine sizes. drafts: as in probing; the answers are the same."""
+    """answers: engine sizes. drafts: check labels and earlier answers, as probing does; the answers are the same."""
 
     answers: AnswerConfig = field(default_factory=AnswerConfig)
     drafts: bool = True
