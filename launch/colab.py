@@ -57,14 +57,14 @@ def sh(command):
         raise RuntimeError(f"{command.split()[0]} ended with status {process.returncode}; its last line says why")
 
 
-if shutil.which("looptool") is None:
+environment = Path("looptool-venv").resolve()
+if shutil.which("looptool") is None and not (environment / "bin/looptool").exists():
     if "OWNER" in REPOSITORY:
         raise RuntimeError("REPOSITORY is still the placeholder; put the repository's address in the cell above")
-    environment = os.path.abspath("looptool-venv")
     sh("pip install --quiet uv")
     sh(f"uv venv --quiet --clear --python 3.12 {environment}")
     sh(f"uv pip install --quiet --python {environment}/bin/python 'looptool-jax[tpu] @ git+{REPOSITORY}'")
-    os.environ["PATH"] = f"{environment}/bin:{os.environ['PATH']}"
+os.environ["PATH"] += f":{environment}/bin"
 sh("looptool --help | head -4")
 
 # %% [markdown]
@@ -230,7 +230,7 @@ def reachable(url):
 
 QWEN = TPU and reachable(f"https://huggingface.co/{MODEL}/resolve/main/config.json")
 if QWEN:
-    sh(f"looptool run --config colab_v5e1 run_dir={QWEN_RUN} policy.path={MODEL} {LORA} {SIZE}")
+    sh(f"looptool run --config colab_v5e1 run_dir={QWEN_RUN} {LORA} {SIZE}")
 else:
     print("Left out:", "the model hub cannot be reached" if TPU else "there is no TPU here")
 

@@ -151,8 +151,8 @@ def offline(command: list[str]) -> None:
         launch(command)
     elif command[:2] == ["python", "docs/generate.py"]:
         assert not command[2:]
-    elif command[0] == "mkdocs":
-        pass  # test_site builds it with these options
+    elif command == ["mkdocs", "build", "--strict", "--site-dir", "site"]:
+        pass  # what test_site.py does
     else:
         raise Undocumented(f"`{' '.join(command)}` neither runs here nor says what it needs")
 
@@ -201,7 +201,7 @@ def test_the_check_finds_what_is_wrong():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_amid_the_text_are_right(page):
-    """`looptool ...` in a sentence, unless it has placeholders."""
+    """`looptool ...` in a sentence, unless it has placeholders. It may leave out what the command needs."""
     for found in INLINE.findall(re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)):
         words = shlex.split(found.replace("\n", " "))
         for command in _split(words, "&&"):
@@ -210,7 +210,8 @@ def test_commands_amid_the_text_are_right(page):
             try:
                 check(command[1:])
             except (AssertionError, ValueError) as error:
-                pytest.fail(f"`{' '.join(command)}`: {error}")
+                if not str(error).startswith("Missing "):
+                    pytest.fail(f"`{' '.join(command)}`: {error}")
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.place)
