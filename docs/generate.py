@@ -66,9 +66,14 @@ class Setting:
     meaning: str
     group: type | None = None
 
+    @property
+    def heading(self) -> str:
+        """Of the section with the settings of the group."""
+        return SHARED.get(self.group.__name__, self.key) if self.group else ""
 
-def settings_of(config: type, prefix: str = "", default: Any = None) -> list[Setting]:
-    """The settings of a dataclass, in its order. default: an instance whose values are the defaults."""
+
+def settings_of(config: type, prefix: str = "") -> list[Setting]:
+    """The settings of a dataclass, in its order, `prefix` before their keys."""
     described, comments = field_texts(config), _comments(config)
     hints = get_type_hints(config)
     rows = []
@@ -76,7 +81,7 @@ def settings_of(config: type, prefix: str = "", default: Any = None) -> list[Set
         if not field.init:
             continue
         group = _dataclass_in(hints[field.name])
-        value = getattr(default, field.name) if default is not None else _default(field)
+        value = _default(field)
         meaning = described.get(field.name) or comments.get(field.name, "")
         shown = _differences(group, value) if group else f"`{_yaml(value)}`"
         rows.append(Setting(f"{prefix}{field.name}", _type_name(hints[field.name]), shown, meaning, group))
@@ -175,40 +180,37 @@ def configuration_page() -> str:
     from looptool_jax.loop.run_config import RunConfig
 
     lines = [CONFIGURATION_HEAD, f"{', '.join(f'`{name}`' for name in shipped_configs())}.", ""]
-    top = settings_of(RunConfig)
-    uses = _uses(RunConfig)
-    own = [row for row in top if row.group is None or len(uses[row.group]) > 1]
+    rows = settings_of(RunConfig)
+    own = [row for row in rows if row.group is None or row.heading != row.key]
     lines += ["## The run", "", description(RunConfig), "", *_table(own), ""]
-    for row in top:
-        if row.group is not None and len(uses[row.group]) == 1:
-            lines += _section(row, uses)
-    for group, keys in uses.items():
-        if len(keys) > 1:
-            shown = ", ".join(f"`{key}`" for key in keys)
-            lines += [f"## {SHARED[group.__name__]}", "", _sentence(description(group)), "", f"Where: {shown}.", ""]
-            lines += [*_table(settings_of(group)), ""]
+    for row in rows:
+        lines += _section(row)
+    for group, keys in _shared(RunConfig).items():
+        where = ", ".join(f"`{key}`" for key in keys)
+        words = [_sentence(description(group)), ""] if description(group) else []
+        lines += [f"## {SHARED[group.__name__]}", "", *words, f"Where: {where}.", "", *_table(settings_of(group)), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _section(row: Setting, uses: dict[type, list[str]]) -> list[str]:
-    assert row.group is not None
-    words = " ".join(part for part in (_sentence(row.meaning), _sentence(description(row.group))) if part)
-    default = " Default: null." if row.default == "`null`" else ""
+def _section(row: Setting) -> list[str]:
+    """The settings of a group that has a section of its own, and below it the groups in it."""
+    if row.group is None or row.heading != row.key:
+        return []
+    words = [_sentence(row.meaning), _sentence(description(row.group)), "Default: null." * (row.default == "`null`")]
     inner = settings_of(row.group, f"{row.key}.")
-    lines = [f"## {row.key}", "", *([words + default, ""] if words + default else []), *_table(inner), ""]
-    for part in inner:
-        if part.group is not None and len(uses[part.group]) == 1:
-            lines += _section(part, uses)
-    return lines
+    text = " ".join(part for part in words if part)
+    lines = [f"## {row.key}", "", *([text, ""] if text else []), *_table(inner), ""]
+    return lines + [line for part in inner for line in _section(part)]
 
 
-def _uses(config: type, prefix: str = "") -> dict[type, list[str]]:
-    """Under which keys each group of settings stands."""
+def _shared(config: type, prefix: str = "") -> dict[type, list[str]]:
+    """The groups that stand under several keys, with these keys."""
     found: dict[type, list[str]] = {}
     for row in settings_of(config, prefix):
         if row.group is not None:
-            found.setdefault(row.group, []).append(row.key)
-            for group, keys in _uses(row.group, f"{row.key}.").items():
+            if row.heading != row.key:
+                found.setdefault(row.group, []).append(row.key)
+            for group, keys in _shared(row.group, f"{row.key}.").items():
                 found.setdefault(group, []).extend(keys)
     return found
 
@@ -223,9 +225,8 @@ def _table(rows: list[Setting]) -> list[str]:
     for row in rows:
         meaning = row.meaning
         if row.group is not None:
-            heading = SHARED.get(row.group.__name__, row.key)
-            anchor = re.sub(r"[^a-z0-9_-]", "", heading.lower().replace(" ", "-"))
-            meaning = " ".join(part for part in (_sentence(meaning), f"[{heading}](#{anchor})") if part)
+            anchor = re.sub(r"[^a-z0-9_-]", "", row.heading.lower().replace(" ", "-"))
+            meaning = " ".join(part for part in (_sentence(meaning), f"[{row.heading}](#{anchor})") if part)
         lines.append(f"| `{row.key}` | {row.type} | {row.default} | {meaning.replace('|', BAR)} |")
     return lines
 
