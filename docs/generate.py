@@ -283,7 +283,7 @@ def notebook() -> str:
     book = jupytext.read(NOTEBOOK_SOURCE)
     book.metadata.pop("jupytext", None)
     for number, cell in enumerate(book.cells):
-        cell["id"] = f"cell-{number}"
+        cell["id"], cell["source"] = f"cell-{number}", cell.source.strip("\n")
     return nbformat.writes(book) + "\n"
 
 

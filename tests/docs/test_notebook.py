@@ -23,7 +23,7 @@ def test_the_notebook_is_what_its_source_makes():
     source = jupytext.read(ROOT / "launch/colab.py")
     committed = json.loads((ROOT / "launch/colab.ipynb").read_text())
     assert [(cell["cell_type"], "".join(cell["source"])) for cell in committed["cells"]] == [
-        (cell.cell_type, cell.source) for cell in source.cells
+        (cell.cell_type, cell.source.strip("\n")) for cell in source.cells
     ], "run python docs/generate.py"
     assert all(not cell.get("outputs") for cell in committed["cells"])
     assert committed["metadata"]["accelerator"] == "TPU"
