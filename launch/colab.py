@@ -133,7 +133,7 @@ def plot_accuracy(run):
         axes.bar(places, [100 * part["accuracy"] for part in parts], width, label=label)
     axes.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names])
     axes.set_ylabel("right answers, %")
-    axes.legend()
+    axes.legend(ncols=len(evaluations), loc="lower center", bbox_to_anchor=(0.5, 1))
     plt.show()
 
 
@@ -157,7 +157,7 @@ def plot_training(run):
         axes.axvline(start + 0.5, color="lightgrey")
     axes.set_xlabel("step")
     axes.set_ylim(0, 1)
-    axes.legend()
+    axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     plt.show()
 
 
