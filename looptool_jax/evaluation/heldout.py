@@ -19,7 +19,8 @@ TRUNCATED = "truncated at the token limit"
 
 @dataclass
 class EvalConfig:
-    """answers: engine sizes. chunk: samples committed at once. drafts: as in probing; the answers are the same."""
+    """answers: engine sizes. chunk: samples committed at once. drafts: check labels and earlier answers, as probing
+    does; the answers are the same."""
 
     answers: AnswerConfig = field(default_factory=AnswerConfig)
     chunk: int = 512

@@ -27,8 +27,12 @@ NO_ANSWERS: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 @dataclass
 class AnswerConfig:
-    """Sizes of the engine that answers: longest prompt and answer in tokens, prompts decoded at a time (slots),
-    decode steps between two looks of the host, prompts prefilled at a time (null: one a data shard)."""
+    """Sizes of the engine that answers.
+
+    prompt_tokens: the longest prompt. answer_tokens: the longest answer. slots: prompts decoded at a time.
+    steps_per_sync: decode steps between two looks of the host. prefill_batch: prompts prefilled at a time; null: one a
+    data shard.
+    """
 
     prompt_tokens: int = 4096
     answer_tokens: int = 1024

@@ -38,8 +38,9 @@ class EndpointConfig:
 
     url: base of the API, what comes before /chat/completions (mostly it ends in /v1). model: the model's name there.
     api_key_env: the environment variable that holds the key; null: no key is sent. concurrency: requests at a time.
-    timeout_s: seconds within which a reply is there. tries: attempts at one reply. max_requests, max_tokens: the most
-    of a whole run, tokens of prompts and replies as the server counts them; null: no limit.
+    timeout_s: seconds within which a reply is there. tries: attempts at one reply. max_requests: the most of a whole
+    run, failed attempts included; null: no limit. max_tokens: the most of a whole run, of prompts and replies as the
+    server counts them; null: no limit.
     """
 
     url: str = ""
@@ -84,8 +85,8 @@ class EndpointConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     """path: a folder in Hugging Face's layout (weights, config.json, tokenizer.json), local or in an object store, or a
-    hub id; null where `endpoint` is set.
-    format: its chat format: qwen3, qwen2.5, smollm2, hermes or llama3.1. It has to be set: families share control
+    hub id; a GGUF file, or package:NAME/FILE; null where `endpoint` is set.
+    format: of its chats, one of qwen3, qwen2.5, smollm2, hermes and llama3.1. It has to be set: families share control
     tokens, so the wrong one would not be noticed.
     dtype: of the weights in memory, "float32", "bfloat16" or "int8" (the matrices of the layers; for a judge or
     generator, or under adapters).

@@ -25,6 +25,7 @@ class ComposeConfig:
     high_ppl: "top" (highest perplexity first), "quantile" or "absolute" (only at or above `high_ppl_threshold`, a
         share of the mastered samples or a perplexity, highest first), or "random" (the paper's ablation: random
         mastered samples). The paper gives no rule.
+    high_ppl_threshold: of "quantile", from 0 to below 1, or of "absolute", at least 1.
     both_correct: "high_ppl" (section 4.3: may enter as high-perplexity samples) or "discard" (Algorithm 1).
     expanded_part: "expand"; or an ablation of it: "drop" (the set is smaller), "high_ppl" (as many high-perplexity
         samples instead) or "repeat_errors" (the set's error seeds repeated to the same size).

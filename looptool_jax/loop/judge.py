@@ -50,6 +50,7 @@ class JudgeConfig:
     confirm: replace a label only by the answer that the judge gives itself, asked without seeing either (for weak
         judges); any other LABEL_WRONG is undecided. The paper does not.
     votes: replies for each order. One is greedy; of several, sampled at `temperature`, more than half have to agree.
+    temperature: of several votes.
     verdicts: "written" takes the verdict at the end of the judge's reply; "scored" the most probable of the four tags
         as a reply (one pass, nothing is generated), and has an analysis written for error seeds only.
     prompt: "full" for language models, "compact" for nano. chunk: pairs committed at once.

@@ -25,10 +25,12 @@ from looptool_jax.parallel.mesh import MeshConfig
 class RunConfig:
     """Everything `looptool run` can be told; `synthesis` is what `looptool synthesize` can.
 
-    run_dir: where artifacts go, a local folder or gs://bucket/folder; the same command there resumes. rounds: J.
-    finish_loop: also probe, judge, expand and compose after the last round. static: train every round on seeds only
-    (the paper's baseline): nothing is probed, judged or expanded. generator: writes new samples; null: the judge model
-    does. warmup: supervised training on D_seed's targets before round 1; null: none.
+    run_dir: where artifacts go, a local folder or gs://bucket/folder; the same command there resumes. seed: all random
+    draws are keyed by it and by what they are for. rounds: of training, J in the paper. finish_loop: also probe, judge,
+    expand and compose after the last round. static: train every round on seeds only (the paper's baseline): nothing is
+    probed, judged or expanded. policy: the model that learns. judge_model: compares labels and answers, and verifies
+    new samples. generator_model: writes new samples; null: the judge model does. warmup: supervised training on
+    D_seed's targets before round 1; null: none.
     """
 
     run_dir: str = "runs/run"

@@ -135,7 +135,11 @@ class NanoConfig:
 class WarmupConfig:
     """Plain supervised training on samples' targets: AdamW, cosine to zero, loss on answer tokens only.
 
-    rows × length: tokens of a step. checkpoint_every: steps between checkpoints, the resolution of resuming.
+    epochs: passes over the samples. rows: of a step. length: tokens of a row. learning_rate: the highest. warmup_share:
+    of the steps, in which the rate rises from zero. micro_batches: parts of a step that are computed one after the
+    other. remat: what is computed again in the backward pass. checkpoint_every: steps between checkpoints, the
+    resolution of resuming. compute_dtype: of the model's passes; parameters keep their own. seed: of the order of the
+    samples.
     """
 
     epochs: int = 1

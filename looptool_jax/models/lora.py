@@ -49,7 +49,11 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """rank and alpha of the low-rank terms, and which weights of a layer have one (kept in the order of TARGETS)."""
+    """Low-rank terms beside frozen weights.
+
+    rank: of the terms. alpha: a term counts alpha / rank. targets: which weights of a layer have one (kept in the order
+    of TARGETS).
+    """
 
     rank: int = 16
     alpha: float = 32.0

@@ -24,10 +24,10 @@ class ShardingError(ValueError):
 class MeshConfig:
     """Devices per axis; at most one of them may be -1, which takes what the others leave."""
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
-    expert: int = 1
+    data: int = 1  # rows are split, parameters are copied
+    fsdp: int = -1  # rows and, in training, parameters are split
+    tensor: int = 1  # heads and hidden units are split
+    expert: int = 1  # rows and experts are split
 
     def shape(self, device_count: int) -> tuple[int, ...]:
         """The sizes of `AXES` for this many devices.

@@ -38,13 +38,13 @@ MAX_LOG_RATIO = 20.0
 class GrpoConfig:
     """Defaults: the paper's Table 6 and the verl defaults it left as they are."""
 
-    clip_low: float = 0.2
+    clip_low: float = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
     clip_high: float = 0.28  # Clip-Higher
     dual_clip: float = 3.0  # bound of the loss of a token with negative advantage, in units of |A|
     kl_coefficient: float = 0.0  # of KL(policy || old policy), the k3 estimator
     ratio: Literal["token", "sequence"] = "token"  # "sequence": one ratio per answer, as Eq. 2 is written
-    loss_agg: Literal["token-mean", "seq-mean-token-mean"] = "token-mean"
-    micro_tokens: int = 16384  # of a micro-batch on one batch shard
+    loss_agg: Literal["token-mean", "seq-mean-token-mean"] = "token-mean"  # all tokens weigh alike, or all answers
+    micro_tokens: int = 16384  # tokens of a micro-batch on one batch shard
     logprob_chunk: int = 512  # answer tokens of a row whose logits exist at once
     remat: decoder.Remat = "attention"  # what is computed again in the backward pass, see `decoder.forward`
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the model's passes; parameters keep their own

@@ -22,15 +22,15 @@ class OptimizerError(ValueError):
 class OptimizerConfig:
     """AdamW. Defaults: the paper's run (verl: constant rate, no warm-up, gradient clip 1.0)."""
 
-    learning_rate: float = 1e-6
-    schedule: Literal["constant", "cosine"] = "constant"
+    learning_rate: float = 1e-6  # the highest
+    schedule: Literal["constant", "cosine"] = "constant"  # of the rate behind the warm-up
     warmup_steps: int = 0  # linear, from zero
     total_steps: int = 0  # cosine only: where the rate reaches zero; 0 is for the caller to replace by its own number
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.999  # decay of the second moment
+    eps: float = 1e-8  # beside the root of the second moment
+    weight_decay: float = 0.01  # decoupled
+    clip_norm: float = 1.0  # longest gradient, over all parameters
 
     def __post_init__(self) -> None:
         above("train.optimizer.learning_rate", self.learning_rate, 0)
