@@ -3,10 +3,10 @@
     python benchmarks/bfcl_generate.py --peers DIR [--model nano/policy] [--categories simple_python,multi_turn_base]
         [--rows 5] [--config quickstart] [key=value ...]
 
-The rows of every category with the shortest documents, greedily, in two ways that the released program knows. "chat": /v1/chat/completions
-with tools, so that prompts have the server's own chat format (the one model of the list whose handler does no more than
-that is openbmb/MiniCPM-SALA-FC; the server takes its name). "completions": /v1/completions with the prompt that the
-handler of local Qwen3 models writes. The released program runs in an environment of its own
+The rows of every category with the shortest documents, greedily, in two ways that the released program knows. "chat":
+/v1/chat/completions with tools, so that prompts have the server's own chat format (the one model of its list whose
+handler does no more than that is openbmb/MiniCPM-SALA-FC; the server takes its name). "completions": /v1/completions
+with the prompt that the handler of local Qwen3 models writes. The released program runs in an environment of its own
 (benchmarks/peers/README.md).
 """
 

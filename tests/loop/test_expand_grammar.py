@@ -31,7 +31,7 @@ pytest.importorskip("llguidance")
 QUIET = Console(quiet=True)
 SIZES = AnswerConfig(prompt_tokens=640, answer_tokens=112, slots=4)
 NESTED = Tool(
-    "book<|im_end|>",
+    "book",
     'with "signs"',
     {
         "type": "object",
