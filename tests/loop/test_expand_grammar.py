@@ -109,16 +109,19 @@ def test_whatever_is_drawn_among_the_allowed_tokens_is_read_and_valid():
     tokenizer, rng, whole, several = ChatTokenizer.from_pretrained(locate("nano/judge"), "qwen3"), Random(0), 0, 0
     grammars = Grammars(tokenizer, 2048)
     closing = {i for i in range(2048) if '"' in tokenizer.tokenizer.decode([i], skip_special_tokens=False)}
-    for sample in calling(50):
+    for sample in calling(25):
         tools = (*sample.tools, NESTED)
         constraint = grammars.constraint(expansion_grammar(tools), 1)
         ids, allowed, forced = [], bits(constraint.first), tokenizer.encode_text("INPUT:\nA")
         end, ended = tokenizer.encode_text(".\nOUTPUT:\n"), False
+        marks = set(end[1:])
         while len(ids) < 400 and not set(ids[-1:]) & set(tokenizer.eos_ids):
             if len(ids) > 30 and not ended and end[0] in allowed:  # not amid a character
                 forced, ended = end, True
-            among = sorted(allowed & closing) if ended and rng.random() < 0.5 else []
-            ids.append(forced.pop(0) if forced else rng.choice(among or sorted(allowed)))
+            among = allowed & closing if ended and rng.random() < 0.5 else set()
+            ids.append(
+                forced.pop(0) if forced else rng.choice(sorted(among or (allowed if ended else allowed - marks)))
+            )
             assert ids[-1] in allowed
             allowed = bits(constraint.next(ids[-1:])[0])
         if ids[-1] not in tokenizer.eos_ids:
@@ -132,7 +135,7 @@ def test_whatever_is_drawn_among_the_allowed_tokens_is_read_and_valid():
         assert [problem for call in parsed.calls for problem in check_call(call, tools)] == [], reply
         whole += 1
         several += len(parsed.calls) > 1
-    assert whole > 25 and several > 5
+    assert whole > 12 and several > 2
 
 
 def test_replies_of_untrained_weights_are_valid_calls_each_of_its_own_tools(untrained):
