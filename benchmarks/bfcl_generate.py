@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--categories", default=CATEGORIES_BY_DEFAULT)
     parser.add_argument("--rows", type=int, default=5, help="of each category")
     parser.add_argument("--arms", default="chat,completions")
+    parser.add_argument("--positions", type=int, help="of the model, where rows need more than it was trained on")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
     bfcl = args.peers.absolute() / "bfcl-cli" / "bin" / "bfcl"
@@ -63,6 +64,10 @@ def main() -> None:
         model, own, chosen = f"{folder}/model", f"{folder}/own", Path(folder, "bfcl_eval", "data")
         ids = {each.name: choose(data, each, args.rows, chosen) for each in categories}
         looptool("export", "--model", args.model, "--out", model)
+        if args.positions:
+            description = Path(model, "config.json")
+            known = json.loads(description.read_text())
+            description.write_text(json.dumps({**known, "max_position_embeddings": args.positions}))
         looptool("eval", "bfcl", "--model", model, "--data", str(chosen), "--categories", args.categories,
                  "--out", own, *sized)  # fmt: skip
         results = {row["id"]: row for row in read_jsonl(f"{own}/results.jsonl")}
