@@ -1,12 +1,16 @@
 """Error-driven expansion of finished runs: what passes, how new it is, whether it is right, harder and worth it.
 
     python benchmarks/expansion.py RUN_DIR [RUN_DIR ...]
+    python benchmarks/expansion.py RUN_DIR --grammar
 
 Of the world's runs, whose truth is known. For every round: how many new samples each tier takes out; how far the
 accepted ones are from their seeds; how many execute in the world and follow from their request; the accuracy on them of
 the policy that was probed, beside that on the error seeds it answered wrongly though their label is right; and the next
 round's policy on the same (paper, figure 3). A second run directory, say with compose.expanded_part=repeat_errors,
 stands beside it.
+
+--grammar: every round's error seeds are expanded anew in place of that, as the run is configured and with the generator
+held to the tools' schemas; programs are compiled before.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import mean
@@ -26,17 +31,29 @@ from looptool_jax.config import load_config
 from looptool_jax.data.store import exists, join, read_jsonl, read_samples
 from looptool_jax.evaluation.heldout import evaluate
 from looptool_jax.evaluation.repair import is_right, true_labels
+from looptool_jax.loop.console import Console
+from looptool_jax.loop.expand import expand
 from looptool_jax.loop.judge import ErrorSeed
 from looptool_jax.loop.pool import ModelPool
 from looptool_jax.loop.run_config import RunConfig
 from looptool_jax.toolcall import Sample
 from looptool_jax.world import validate
 
+PASSED = ("written", "unread", "rules", "judge", "duplicates", "accepted", "valid")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR")
+    parser.add_argument("--grammar", action="store_true", help="with expand.grammar and without")
     args = parser.parse_args()
+    if args.grammar:
+        print(
+            table(
+                ["run", "round", "grammar", "CPU seconds", *PASSED], text([r for run in args.runs for r in again(run)])
+            )
+        )
+        return
     passed, novelty, accuracy = [], [], []
     for run in args.runs:
         cfg = load_config(join(run, "config.yaml"), [f"run_dir={run}"])
@@ -45,11 +62,9 @@ def main() -> None:
             here = join(run, f"round-{round_}")
             errors = [ErrorSeed.from_json(row).sample for row in read_jsonl(f"{here}/judge/errors.jsonl")]
             new = list(read_samples(f"{here}/expand/expanded.jsonl"))
-            rejected = [row["tier"] for row in read_jsonl(f"{here}/expand/rejected.jsonl")]
             valid = [sample for sample in new if not validate(sample)]
             name = [run, round_]
-            tiers = [rejected.count(tier) for tier in ("parse", "rules", "judge", "duplicate")]
-            passed.append([*name, len(new) + len(rejected), *tiers, len(new), f"{len(valid)} of {len(new)}"])
+            passed.append([*name, *tiers(f"{here}/expand")])
             by_id = {sample.id: sample for sample in errors}
             novelty.append([*name, *distances([(by_id[sample.origin.parent], sample) for sample in new])])
             missed = [
@@ -66,11 +81,39 @@ def main() -> None:
             for when, folder in (("probed", here), ("next", join(run, f"round-{round_ + 1}"))):
                 if exists(path := join(folder, "train/policy")):
                     accuracy.append([*name, when, *accuracies(cfg, path, list(sets.values()))])
-    print(
-        table(["run", "round", "written", "unread", "rules", "judge", "duplicates", "accepted", "valid"], text(passed))
-    )
+    print(table(["run", "round", *PASSED], text(passed)))
     print(table(["run", "round", "words of its own", "values of its own", "other functions"], text(novelty)))
     print(table(["run", "round", "policy", *sets], text(accuracy)))
+
+
+def tiers(folder: str) -> list[object]:
+    """What PASSED names, of an expansion."""
+    new = list(read_samples(join(folder, "expanded.jsonl")))
+    rejected = [row["tier"] for row in read_jsonl(join(folder, "rejected.jsonl"))]
+    counts = [rejected.count(tier) for tier in ("parse", "rules", "judge", "duplicate")]
+    valid = sum(not validate(sample) for sample in new)
+    return [len(new) + len(rejected), *counts, len(new), f"{valid} of {len(new)}"]
+
+
+def again(run: str) -> list[list[object]]:
+    """A line for every round with and without grammar: CPU seconds of all threads, and what PASSED names."""
+    cfg, lines = load_config(join(run, "config.yaml"), [f"run_dir={run}"]), []
+    with tempfile.TemporaryDirectory() as out:
+        pool = ModelPool(cfg.mesh, out)
+        generator, judge = pool.lend_chat(cfg.generator_model or cfg.judge_model), pool.lend_chat(cfg.judge_model)
+        limit = (pool.lend(cfg.policy), cfg.train.answers.prompt_tokens)
+        for round_ in range(1, cfg.rounds + 1):
+            seeds = [ErrorSeed.from_json(row) for row in read_jsonl(join(run, f"round-{round_}/judge/errors.jsonl"))]
+            for held in (False, True):
+                how = replace(cfg.expand, grammar=held)
+                for some, folder in (
+                    (seeds[: how.chunk], f"{out}/{round_}-{held}-before"),
+                    (seeds, f"{out}/{round_}-{held}"),
+                ):
+                    started = time.process_time()
+                    expand(generator, judge, some, limit, cfg.seed, round_, how, folder, Console(quiet=True))
+                lines.append([run, round_, held, f"{time.process_time() - started:.1f}", *tiers(folder)])
+    return lines
 
 
 def distances(pairs: Sequence[tuple[Sample, Sample]]) -> list[str]:

@@ -67,7 +67,7 @@ def serve(
     """
     import jax
 
-    from looptool_jax.inference.serving.grammar import Grammars
+    from looptool_jax.inference.grammar import Grammars, installed
     from looptool_jax.inference.serving.requests import Served
     from looptool_jax.inference.serving.server import ServeConfig, ServeError
     from looptool_jax.parallel.compilation import user_cache
@@ -93,6 +93,6 @@ def serve(
 
         engine = policy.engine(cfg.evaluate.answers, group=group, top_p=top_p, top_k=top_k)
         tokenizer = policy.lm.tokenizer
-        grammars = Grammars(tokenizer, policy.lm.cfg.vocab_size) if Grammars.installed() else None
+        grammars = Grammars(tokenizer, policy.lm.cfg.vocab_size) if installed() else None
         served = Served(shown, tokenizer, engine, policy.thinking, grammars)
         serve_openai(served, policy.lm.params, settings, console.say)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from looptool_jax.inference.batch import Completion, Request, generate
 from looptool_jax.inference.drafts import greedy
+from looptool_jax.inference.grammar import Constraint, Grammars
 from looptool_jax.inference.lm import LanguageModel
 from looptool_jax.limits import at_least
 from looptool_jax.parallel.processes import stop_if_preempted
@@ -63,11 +65,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A prompt for the judge or the generator. key: for sampled replies, two uint32 words."""
+    """A prompt for the judge or the generator. key: for sampled replies, two uint32 words. grammar: that the reply fits
+    by construction (`inference/grammar.py`; the model then does not think first), "": none; a server is not told of
+    it."""
 
     id: str
     messages: Sequence[Message]
     key: tuple[int, int] = (0, 0)
+    grammar: str = ""
 
 
 class ChatModel(Protocol):
@@ -170,19 +175,27 @@ class Answerer:
         """One reply for each request. A prompt that does not fit gets an empty answer (finish "prompt_too_long").
 
         What prompts have in common at their beginning is computed once: both orders of a judgement, expansions of one
-        error, turns of one dialogue.
+        error, turns of one dialogue. Raises GrammarError where there is none of what a request names.
         """
-        prompts = [self.lm.tokenizer.encode_prompt(request.messages, (), self.thinking) for request in requests]
+        prompts = [
+            self.lm.tokenizer.encode_prompt(request.messages, (), self.thinking and not request.grammar)
+            for request in requests
+        ]
         fits = [len(prompt) <= cfg.prompt_tokens for prompt in prompts]
         runnable = [
             Request(request.id, prompt, request.key, temperature, cfg.answer_tokens)
             for request, prompt, fit in zip(requests, prompts, fits, strict=True)
             if fit
         ]
+        grammars = [request.grammar for request, fit in zip(requests, fits, strict=True) if fit]
+
+        def constrain(number: int) -> Constraint | None:
+            return self._grammars.constraint(grammars[number], 1) if grammars[number] else None
+
         replies: Iterator[list[Completion]] = iter(())
         if runnable:
             engine, scorer = self.engine(cfg, top_p=top_p, top_k=top_k), self.prompt_scorer(cfg)
-            replies = iter(generate(engine, self.lm.params, runnable, _increments(on_tokens), scorer))
+            replies = iter(generate(engine, self.lm.params, runnable, _increments(on_tokens), scorer, constrain))
         return [self._reply(next(replies)[0]) if fit else Answer("", [], [], "prompt_too_long") for fit in fits]
 
     def choose(
@@ -236,6 +249,10 @@ class Answerer:
     def chooser(self, cfg: AnswerConfig, choices: int) -> Scorer:
         """What scores the replies of `choose`."""
         return self.lm.scorer(longest=cfg.prompt_tokens + CHOICE_TOKENS, members=choices)
+
+    @functools.cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.lm.tokenizer, self.lm.cfg.vocab_size)
 
     def _reply(self, completion: Completion) -> Answer:
         ids = completion.tokens[:-1] if completion.finish == "stop" else completion.tokens

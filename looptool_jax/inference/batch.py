@@ -8,17 +8,16 @@ depend on what is computed together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from looptool_jax.inference.sampling import only
+from looptool_jax.inference.grammar import Constraint, GrammarError
 from looptool_jax.parallel.processes import stop_if_preempted
 
 if TYPE_CHECKING:
@@ -79,10 +78,13 @@ def generate(
     requests: Sequence[Request],
     on_progress: Callable[[int, int], None] | None = None,
     scorer: Scorer | None = None,
+    constrain: Callable[[int], Constraint | None] | None = None,
 ) -> list[list[Completion]]:
     """All answers of all requests, in the order of the requests. The engine is empty before and after.
 
     scorer: computes the prompts, what several begin with once; None: the engine does, one by one in their order.
+    constrain: asked for the grammar of a request, by its number, when it enters a slot. An answer for which its grammar
+    does not go on ends there. While there is a grammar, decoding syncs at every step.
     on_progress(finished requests, generated tokens) is called after every device sync.
 
     Raises:
@@ -93,25 +95,57 @@ def generate(
         check(engine, request)
     if not requests:
         return []
-    decoding = Decoding(engine, params)
+    decoding, constraints = Decoding(engine, params), _Constraints(constrain)
     waiting = iter(enumerate(requests))
     prompts = None if scorer is None else scorer.prompts(decoding.params, [request.tokens for request in requests])
     while len(decoding.finished) < len(requests):
         stop_if_preempted()
         if prompts is None:
-            decoding.prefill(list(islice(waiting, len(decoding.free))))
+            arrivals = list(islice(waiting, len(decoding.free)))
+            decoding.prefill(arrivals, allowed=constraints.begin(number for number, _ in arrivals))
         else:
-            _enter(decoding, requests, prompts)
-        decoding.step()
+            _enter(decoding, requests, prompts, constraints)
+        decoding.step(allowed=constraints.next(decoding))
         if on_progress is not None:
             on_progress(len(decoding.finished), decoding.generated)
     return [decoding.finished[number] for number in range(len(requests))]
 
 
-def _enter(decoding: Decoding, requests: Sequence[Request], prompts: Iterator[tuple[int, Prefix]]) -> None:
+def _enter(
+    decoding: Decoding, requests: Sequence[Request], prompts: Iterator[tuple[int, Prefix]], constraints: _Constraints
+) -> None:
     """Fill the free slots. A function, so that no name keeps the last prompt's keys and values beside its slot."""
     for number, prompt in islice(prompts, len(decoding.free)):
-        decoding.insert(number, requests[number], prompt)
+        decoding.insert(number, requests[number], prompt, constraints.begin([number]).get(number))
+
+
+class _Constraints:
+    """The grammars of the requests that are in slots."""
+
+    def __init__(self, constrain: Callable[[int], Constraint | None] | None) -> None:
+        self._constrain = constrain
+        self._at_work: dict[int, Constraint] = {}
+
+    def begin(self, numbers: Iterable[int]) -> Mapping[int, Int[np.ndarray, " words"]]:
+        """What the answers of requests that enter may begin with, of those that have a grammar."""
+        if self._constrain is None:
+            return NO_LIMITS
+        made = {number: constraint for number in numbers if (constraint := self._constrain(number)) is not None}
+        self._at_work |= made
+        return {number: constraint.first for number, constraint in made.items()}
+
+    def next(self, decoding: Decoding) -> Mapping[int, Int[np.ndarray, "G words"]]:
+        """What the answers that have a grammar may go on with."""
+        self._at_work = {number: each for number, each in self._at_work.items() if number not in decoding.finished}
+        if not self._at_work:
+            return NO_LIMITS
+        pending, allowed = decoding.pending(), {}
+        for number, constraint in self._at_work.items():
+            try:
+                allowed[number] = constraint.next(pending[number])
+            except GrammarError:
+                decoding.end(number)
+        return allowed
 
 
 class Decoding:
@@ -129,7 +163,6 @@ class Decoding:
         self.finished: dict[int, list[Completion]] = {}
         self.generated = 0
         self._at_work: dict[int, _Group] = {}
-        self._words = -(-engine.cfg.vocab_size // 32)
 
     @property
     def busy(self) -> bool:
@@ -161,13 +194,17 @@ class Decoding:
                 lengths = np.array([len(request.tokens) for _, request in batch])
                 prefix = self.engine.prefill_many(self.params, tokens, lengths)
                 if limited := [i for i, (slot, _) in enumerate(batch) if self._at_work[slot].number in allowed]:
-                    rows = np.full((size, self._words), -1, np.int32)
+                    rows = np.full((size, self.engine.words), -1, np.int32)
                     rows[limited] = [allowed[self._at_work[batch[i][0]].number] for i in limited]
-                    prefix = prefix._replace(logits=only(prefix.logits, jnp.asarray(rows)))
+                    prefix = self.engine.begin_among(prefix, rows)
                 self._insert(prefix, batch)
 
-    def insert(self, number: int, request: Request, prefix: Prefix) -> None:
-        """Put a request whose prompt is computed already into a free slot."""
+    def insert(
+        self, number: int, request: Request, prefix: Prefix, allowed: Int[np.ndarray, " words"] | None = None
+    ) -> None:
+        """Put a request whose prompt is computed already into a free slot. allowed: as in `prefill`."""
+        if allowed is not None:
+            prefix = self.engine.begin_among(prefix, allowed[None])
         self._insert(prefix, [(self._take(number, request), request)])
 
     @property
@@ -184,9 +221,15 @@ class Decoding:
         """Free the slot of a request whose answers nobody waits for any longer."""
         self._leave(self._slot(number))
 
-    def pending(self, number: int) -> list[int]:
-        """The token of every answer of a request that the next step hands out."""
-        return np.asarray(self.state.rows.token)[self._slot(number)].tolist()
+    def end(self, number: int) -> None:
+        """Have a request leave with its answers as they are."""
+        slot = self._slot(number)
+        self._finish(slot, self._at_work[slot])
+
+    def pending(self) -> dict[int, list[int]]:
+        """The token of every answer of every request in a slot that the next step hands out."""
+        tokens = self.engine.pending(self.state)
+        return {group.number: tokens[slot].tolist() for slot, group in self._at_work.items()}
 
     def step(
         self,
@@ -199,7 +242,7 @@ class Decoding:
         allowed: what may follow the pending token, by request; with any, it is one step.
         """
         if allowed:
-            rows = np.full((self.engine.slots, self.engine.group, self._words), -1, np.int32)
+            rows = np.full((self.engine.slots, self.engine.group, self.engine.words), -1, np.int32)
             for number, bits in allowed.items():
                 rows[self._slot(number)] = bits
             self.state, result = self.engine.generate_among(self.params, self.state, rows)
@@ -219,10 +262,7 @@ class Decoding:
                 answer.logprobs.extend(logprobs[first + g, :count].tolist())
                 answer.leads.extend(leads[first + g, :count].tolist())
             if all(answer.ended(group.request, self.engine.eos_ids, group.until) for answer in group.answers):
-                self._leave(slot)
-                self.finished[group.number] = [
-                    answer.completion(group.request, g, self.engine.eos_ids) for g, answer in enumerate(group.answers)
-                ]
+                self._finish(slot, group)
 
     def _slot(self, number: int) -> int:
         return next(slot for slot, group in self._at_work.items() if group.number == number)
@@ -231,6 +271,12 @@ class Decoding:
         slot = self.free.pop(0)
         self._at_work[slot] = _Group(number, request, [_Answer() for _ in range(self.engine.group)], until)
         return slot
+
+    def _finish(self, slot: int, group: _Group) -> None:
+        self._leave(slot)
+        self.finished[group.number] = [
+            answer.completion(group.request, g, self.engine.eos_ids) for g, answer in enumerate(group.answers)
+        ]
 
     def _leave(self, slot: int) -> None:
         del self._at_work[slot]

@@ -153,9 +153,11 @@ class DecoderEngine(engine_api.Engine):
         self._restricted = jax.jit(
             on_mesh(self._restricted_fn),
             donate_argnums=1,
-            in_shardings=(None, self.state_shardings, slot),
+            in_shardings=(None, self.state_shardings, replicated),
             out_shardings=(self.state_shardings, replicated),
         )
+        self._only = jax.jit(only, in_shardings=(replicated, replicated), out_shardings=replicated)
+        self._pending = jax.jit(lambda token: token, in_shardings=slot, out_shardings=replicated)
         self._follow = jax.jit(
             on_mesh(self._follow_fn),
             donate_argnums=1,
@@ -345,6 +347,11 @@ class DecoderEngine(engine_api.Engine):
         """The `steps_per_sync` decode steps of `generate`, to be compiled without arrays."""
         return self._generate.lower(self.abstract(params), self.abstract_state)
 
+    def lower_among(self, params: Params) -> jax.stages.Lowered:
+        """The step of `generate_among`, to be compiled without arrays."""
+        allowed = jax.ShapeDtypeStruct((self.slots, self.group, self.words), jnp.int32)
+        return self._restricted.lower(self.abstract(params), self.abstract_state, allowed)
+
     def lower_follow(self, params: Params) -> jax.stages.Lowered:
         """The step of `follow`, to be compiled without arrays."""
         guesses = jax.ShapeDtypeStruct((self.slots, self.steps_per_sync - 1), jnp.int32)
@@ -411,6 +418,19 @@ class DecoderEngine(engine_api.Engine):
         donated."""
         decode_state, data = self._restricted(params, decode_state, jnp.asarray(allowed))
         return decode_state, self._results(data)
+
+    def begin_among(self, prefix: Prefix, allowed: Int[np.ndarray, "N words"]) -> Prefix:
+        """The prefix of N prompts whose answers begin with tokens that have a bit set."""
+        return prefix._replace(logits=self._only(prefix.logits, jnp.asarray(allowed)))
+
+    def pending(self, decode_state: DecodeState) -> Int[np.ndarray, "S G"]:
+        """The next token of every row, which the next step hands out."""
+        return np.asarray(self._pending(decode_state.rows.token))
+
+    @property
+    def words(self) -> int:
+        """Of 32 bits each, that hold one for every token of the model."""
+        return -(-self.cfg.vocab_size // 32)
 
     def log_probs(self, result: engine_api.ResultTokens) -> Float[np.ndarray, "rows k"]:
         """The log-probs of the tokens of `result` (0 where nothing is valid), read from the same array."""

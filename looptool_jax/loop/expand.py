@@ -7,12 +7,13 @@ call is right for the request).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from looptool_jax.data.store import dump_json, join, write_jsonl, write_samples
 from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatModel, ChatRequest
+from looptool_jax.inference.grammar import check_installed, problem
 from looptool_jax.limits import above, at_least
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.judge import ErrorSeed, own_answers_differ
@@ -21,6 +22,7 @@ from looptool_jax.loop.prompts import (
     SCENARIOS,
     Variant,
     expand_messages,
+    expansion_grammar,
     parse_expansion,
     parse_verification,
     response_text,
@@ -37,6 +39,8 @@ class ExpandConfig:
     enabled: false removes EDDE. per_error: k new samples for each error seed. verify: the second tier. "verdict": the
         judge is asked whether the label is right; "answer": the judge answers the request itself, without seeing the
         label, and must arrive at the same (for models too small to check a label); "rules": nothing further.
+    grammar: whether the generator can only write calls that fit their tools' schemas (the extra `grammar`; a generator
+        on the mesh); decoding then syncs at every step.
     prompt: "full" for language models, "compact" for nano. chunk: error seeds committed at once.
     temperature, top_p, top_k: of the generator, as in the released code.
     """
@@ -44,6 +48,7 @@ class ExpandConfig:
     enabled: bool = True
     per_error: int = 4
     verify: str = "verdict"
+    grammar: bool = False
     prompt: Variant = "full"
     temperature: float = 1.0
     top_p: float = 0.9
@@ -78,13 +83,15 @@ def expand(
 
     Writes `out/expanded.jsonl` (accepted samples) and `out/rejected.jsonl` (the others with tier and reason).
     Only seeds whose label is a call are expanded, as in the paper's code. prompt_limit: the policy and its
-    longest prompt in tokens; a new sample that is longer is rejected.
+    longest prompt in tokens; a new sample that is longer is rejected. Raises GrammarError where `grammar` is asked for
+    and llguidance is not installed.
     """
     seeds = [item for item in seeds if item.sample.target.is_call] if cfg.enabled else []
+    grammars = _grammars(seeds, console) if cfg.grammar and cfg.enabled else {}
 
     def work(chunk: Sequence[ErrorSeed]) -> list[dict[str, Any]]:
         assert generator is not None
-        rows = _generate(generator, chunk, seed, round_, cfg, console)
+        rows = _generate(generator, chunk, grammars, seed, round_, cfg, console)
         _apply_rules(rows, prompt_limit)
         if cfg.verify != "rules":
             assert judge is not None
@@ -105,6 +112,7 @@ def expand(
         "accepted": len(accepted),
         "acceptance": round(len(accepted) / max(1, len(rows)), 6),
         **{f"rejected_{tier}": sum(row["tier"] == tier for row in rows) for tier in tiers},
+        **({"seeds_without_grammar": len(seeds) - len(grammars)} if cfg.grammar else {}),
     }
 
 
@@ -130,9 +138,24 @@ class _Row:
         return row | ({"reason": self.reason, "reply": self.reply} if self.tier else {})
 
 
+def _grammars(seeds: Sequence[ErrorSeed], console: Console) -> dict[str, str]:
+    """The grammar of new samples around each seed, by its id; a line says where its tools give none."""
+    check_installed("expand.grammar=true")
+    made = {item.sample.id: expansion_grammar(item.sample.tools) for item in seeds}
+    problems = {id_: reason for id_, grammar in made.items() if (reason := problem(grammar))}
+    if problems:
+        id_, reason = next(iter(problems.items()))
+        console.say(
+            f"expand.grammar: none can be made of the tools of {len(problems)} of {len(made)} error seeds ({id_}: "
+            f"{reason}); what is written about these is free"
+        )
+    return {id_: grammar for id_, grammar in made.items() if id_ not in problems}
+
+
 def _generate(
-    generator: ChatModel, chunk: Sequence[ErrorSeed], seed: int, round_: int, cfg: ExpandConfig, console: Console
-) -> list[_Row]:
+    generator: ChatModel, chunk: Sequence[ErrorSeed], grammars: Mapping[str, str], seed: int, round_: int,
+    cfg: ExpandConfig, console: Console,
+) -> list[_Row]:  # fmt: skip
     scenarios = list(SCENARIOS)
     requests, rows = [], []
     for item in chunk:
@@ -141,7 +164,8 @@ def _generate(
             scenario = scenarios[i % len(scenarios)]
             id_ = f"{item.sample.id}.r{round_}e{i}"
             messages = expand_messages(cfg.prompt, item.sample, correct, item.wrong, item.analysis, scenario)
-            requests.append(ChatRequest(id_, messages, key_for(seed, round_, "expand", item.sample.id, i)))
+            key, grammar = key_for(seed, round_, "expand", item.sample.id, i), grammars.get(item.sample.id, "")
+            requests.append(ChatRequest(id_, messages, key, grammar))
             rows.append((item, id_, scenario))
     replies = generator.chat(
         requests, cfg.answers, console.tokens, temperature=cfg.temperature, top_p=cfg.top_p, top_k=cfg.top_k

@@ -250,7 +250,7 @@ class _Plan:
             if self.generator:
                 yield from self._stage_engine(
                     "generate", "expand.answers", cfg.expand.answers, stage="expand", lm=self.generator,
-                    top_p=cfg.expand.top_p, top_k=cfg.expand.top_k,
+                    among=cfg.expand.grammar, top_p=cfg.expand.top_p, top_k=cfg.expand.top_k,
                 )  # fmt: skip
             if self.judge and cfg.expand.verify != "rules":
                 yield from self._stage_engine(
@@ -260,16 +260,16 @@ class _Plan:
 
     def _stage_engine(
         self, name: str, key: str, sizes: AnswerConfig, *, stage: str, lm: LanguageModel, drafts: bool | None = None,
-        **more: Any,
+        among: bool = False, **more: Any,
     ) -> Iterator[Phase]:  # fmt: skip
         """The phases of an engine, unless one of the same model that is nowhere smaller came before.
 
         drafts: of greedy answers to samples, whether they are drafted; None: of replies in chats, whose prompts share
-        their beginnings.
+        their beginnings. among: whether grammars say which tokens may follow.
         """
         answerer = Answerer(lm)
         drafts = drafts and answerer.exact_drafts
-        how = {**more, "drafts": drafts}
+        how = {**more, "drafts": drafts, "among": among}
         covering = [old_how for old_lm, old_how, old in self.engines if old_lm is lm and _covers(old, sizes)]
         if how in covering:
             return
@@ -284,14 +284,15 @@ class _Plan:
             caches = bytes_of(answerer.engine(sizes, **more).abstract_state)
             yield self._pass(f"{name} {passes}", key, lm, scorer, stage, caches, keep=True)
         left = {"computed in rows": bytes_of(scorer.abstract_computed(lm.params))} if scorer else {}
-        for phase in self._engine(name, key, lm, sizes, {"idle models": self._others(stage, lm)}, **more):
+        for phase in self._engine(name, key, lm, sizes, {"idle models": self._others(stage, lm)}, among=among, **more):
             if phase.name == f"{name} prefill":
                 if drafts is not None and before <= {None}:
                     yield phase
             elif phase.name == f"{name} guesses":
                 if True not in before:
                     yield replace(phase, residents={**phase.residents, **left})
-            elif phase.name == f"{name} decode" or not before:  # how tokens are drawn changes nothing but decoding
+            # How tokens are drawn changes nothing but decoding.
+            elif phase.name in (f"{name} decode", f"{name} among") or not before:
                 yield replace(phase, residents={**phase.residents, **left})
 
     def _pass(
@@ -306,7 +307,7 @@ class _Plan:
 
     def _engine(
         self, name: str, key: str, lm: LanguageModel, sizes: AnswerConfig, residents: dict[str, Memory],
-        adapters: tuple[Any, LoraConfig] | None = None, **more: Any,
+        adapters: tuple[Any, LoraConfig] | None = None, among: bool = False, **more: Any,
     ) -> Iterator[Phase]:  # fmt: skip
         engine = Answerer(lm).engine(sizes, **more)
         params = engine.abstract(lora.attach(lm.params, *adapters) if adapters else lm.params)
@@ -324,6 +325,8 @@ class _Plan:
             f"{name} insert", partial(engine.lower_insert, params), bytes_of(state.prompt_kv), {**residents, **rest}
         )
         yield made(f"{name} decode", partial(engine.lower_generate, params), weights + caches, residents)
+        if among:
+            yield made(f"{name} among", partial(engine.lower_among, params), weights + caches, residents)
         if engine.draft_len:
             yield made(f"{name} guesses", partial(engine.lower_follow, params), weights + caches, residents)
 

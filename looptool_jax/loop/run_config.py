@@ -74,6 +74,11 @@ class RunConfig:
         """A server replies to chats. What needs token ids and log-probabilities is left to models on the mesh."""
         if self.policy.endpoint:
             raise ValueError("policy.endpoint: the policy is trained here; set policy.path")
+        if self.expand.grammar and (self.generator_model or self.judge_model).endpoint:
+            raise ValueError(
+                "expand.grammar=true: decoding among allowed tokens needs a generator on the mesh; set "
+                "expand.grammar=false, or generator_model.path in place of the endpoint"
+            )
         if self.judge_model.endpoint is None:
             return
         for refused, setting, instead in (

@@ -32,6 +32,7 @@ from looptool_jax.data.store import (
 from looptool_jax.evaluation.heldout import evaluate
 from looptool_jax.evaluation.repair import expansion_validity, label_repair, remaining_noise, true_labels
 from looptool_jax.inference.answers import Answerer
+from looptool_jax.inference.grammar import check_installed
 from looptool_jax.inference.lm import ModelConfig, resolved_attention
 from looptool_jax.loop import compose as composition
 from looptool_jax.loop.console import Console
@@ -134,6 +135,8 @@ class Runner:
                 models.append(cfg.judge_model)
             if expands:
                 models.append(cfg.generator_model or cfg.judge_model)
+                if cfg.expand.grammar:
+                    check_installed("expand.grammar=true")
         for model in dict.fromkeys(models):
             self.pool.check(model)
 

@@ -29,7 +29,7 @@ def answers(single, tiny) -> dict[int, list[int]]:
     requests = [Request(str(i), list(range(6, 10 + 7 * i)), (0, i), 0.0, LIMIT) for i in range(3)]
     decoding.prefill(list(enumerate(requests)), allowed={i: as_bits(allowed_at(i, 0, vocab), vocab) for i in range(2)})
     for place in range(1, LIMIT + 1):
-        pending = [decoding.pending(i) for i in range(2)]
+        pending = decoding.pending()
         assert all(pending[i][0] in allowed_at(i, place - 1, vocab) for i in range(2))
         decoding.step(allowed={i: as_bits(allowed_at(i, place, vocab), vocab)[None] for i in range(2)})
     return {number: completion.tokens for number, [completion] in decoding.finished.items()}

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from looptool_jax.inference.serving.grammar import EVERY, GrammarError, Grammars
+from looptool_jax.inference.grammar import EVERY, GrammarError, Grammars
 from looptool_jax.inference.serving.requests import ApiError, Served, read_chat
 from looptool_jax.loop.pool import locate
 from looptool_jax.toolcall import Call, ChatTokenizer, Parsed, Target, Tool, check_call, get_format, parse
@@ -85,7 +85,7 @@ def test_every_label_is_let_through_and_what_breaks_its_schema_is_not():
         if not sample.target.is_call:
             continue
         ids = [*TOKENIZER.encode_target(Target(calls=sample.target.calls)), TOKENIZER.eos_ids[0]]
-        matcher = grammars.constraint(grammars.of_calls(sample.tools, several=True), 1)._matchers[0]
+        matcher = grammars.constraint(grammars.of_calls(sample.tools, several=True), 1).matchers[0]
         assert matcher.validate_tokens(ids) == len(ids), sample.id
         first = sample.target.calls[0]
         wrong = (Call(first.name, {**first.arguments, "undeclared": 1}), Call("no_such_tool", first.arguments))
@@ -100,7 +100,7 @@ def test_a_single_call_may_not_be_followed_by_another():
     grammars = Grammars(TOKENIZER, VOCAB)
     call = Call(NESTED.name, {"days": [1], "unit": "km"})
     for several in (False, True):
-        matcher = grammars.constraint(grammars.of_calls([NESTED], several), 1)._matchers[0]
+        matcher = grammars.constraint(grammars.of_calls([NESTED], several), 1).matchers[0]
         ids = TOKENIZER.encode_target(Target(calls=(call, call)))
         assert (matcher.validate_tokens(ids) == len(ids)) == several
 
@@ -121,7 +121,7 @@ def test_a_control_token_in_a_tools_name_never_becomes_one():
     named = Tool("book<tool_call>")
     constraint = grammars.constraint(grammars.of_calls([named], False), 1)
     ids = TOKENIZER.encode_target(Target(calls=(Call(named.name),)))
-    assert ids.count(2042) == 1 and constraint._matchers[0].validate_tokens(ids) == len(ids)
+    assert ids.count(2042) == 1 and constraint.matchers[0].validate_tokens(ids) == len(ids)
     with pytest.raises(GrammarError, match="does not go on"):
         walk(grammars, grammars.of_calls([named], False), Random(0))
 
@@ -148,6 +148,22 @@ def test_the_answers_of_a_request_go_their_own_ways():
         rows = constraint.next(column)
     ends = [TOKENIZER.eos_ids[0] in bits(row) for row in rows]
     assert ends == [True, True] and ids[0] != ids[1]
+
+
+def test_a_parameter_that_is_listed_as_required_may_say_that_it_is_optional():
+    """As one row of BFCL does, whose documents clients pass on."""
+    engine = SimpleNamespace(
+        prompt_len=384, answer_len=64, group=1, top_p=1.0, top_k=0, cfg=SimpleNamespace(vocab_size=VOCAB)
+    )
+    served = Served("nano", TOKENIZER, engine, False, None)
+    body = {"model": "nano", "messages": [{"role": "user", "content": "Hi"}], "store": False}
+    texts = []
+    for says in ({"optional": True}, {}):
+        properties = {"a": {"type": "integer", **says}, "b": {"type": "string"}}
+        function = {"name": "f", "parameters": {"type": "object", "properties": properties, "required": ["a"]}}
+        asked = read_chat({**body, "tools": [{"type": "function", "function": function}]}, served)
+        texts.append(TOKENIZER.decode(asked.request.tokens))
+    assert texts[0] == texts[1] and '"required": ["a"]' in texts[0]
 
 
 def test_without_the_extra_requests_for_grammars_are_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from random import Random
 
 import jax
@@ -11,8 +12,8 @@ import pytest
 
 from looptool_jax.inference.answers import AnswerConfig, Answerer, ChatRequest
 from looptool_jax.inference.endpoint import EndpointChatModel
+from looptool_jax.inference.grammar import Grammars
 from looptool_jax.inference.lm import EndpointConfig, ModelConfig, load_language_model
-from looptool_jax.inference.serving.grammar import Grammars
 from looptool_jax.loop.pool import locate
 from looptool_jax.parallel.mesh import MeshConfig, make_mesh
 from looptool_jax.toolcall import Call, Message, Parsed, Sample, check_call, parse
@@ -128,6 +129,19 @@ def test_streams_give_calls_whole(client, samples, greedy):
         assert (text, calls) == expected(answer) and finish == ("tool_calls" if calls else answer.finish)
 
 
+def test_a_dialogue_goes_on_with_the_messages_that_the_client_was_given(client, policy, samples, greedy):
+    """As stock clients do: the reply's own message object, a result for each of its calls, and again."""
+    sample = next(s for s, answer in zip(samples, greedy, strict=True) if expected(answer)[1])
+    asked, turns = request(sample, store=False), list(sample.messages)
+    message = client.chat.completions.create(**asked).choices[0].message
+    results = [{"role": "tool", "content": "done", "tool_call_id": call.id} for call in message.tool_calls]
+    asked["messages"] = [*asked["messages"], message, *results]
+    calls = tuple(Call(*each) for each in said(message)[1])
+    turns += [Message("assistant", "", calls), *(Message("tool", "done", name=call.name) for call in calls)]
+    [answer] = policy.greedy([replace(sample, messages=tuple(turns))], CFG, lambda tokens: None)
+    assert said(client.chat.completions.create(**asked).choices[0].message) == expected(answer)
+
+
 def test_without_leave_to_call_the_answer_is_text(client, policy, samples, greedy):
     sample = next(s for s, answer in zip(samples, greedy, strict=True) if expected(answer)[1])
     reply = client.chat.completions.create(**request(sample, tool_choice="none"))
@@ -193,7 +207,7 @@ def test_a_grammar_leaves_what_fits_it_and_the_neighbours_as_they_are(client, po
     grammars = Grammars(policy.lm.tokenizer, policy.lm.cfg.vocab_size)
 
     def fits(sample: Sample, answer) -> bool:
-        matcher = grammars.constraint(grammars.of_calls(sample.tools, several=True), 1)._matchers[0]
+        matcher = grammars.constraint(grammars.of_calls(sample.tools, several=True), 1).matchers[0]
         return matcher.validate_tokens(answer.tokens) == len(answer.tokens)
 
     calling = ["<tool_call>" in answer.text for answer in greedy]

@@ -40,6 +40,8 @@ def test_phases_of_a_round():
     judge = [f"judge {step}" for step in ("prompts", "insert", "decode")]
     confirm = [f"confirm {step}" for step in ("check", "prefill", "decode", "guesses")]
     assert names == [*expected, *judge, *confirm, "generate decode"]
+    held = found(load_config("micro", ["expand.grammar=true"]))
+    assert [name for name in held if name not in names] == ["generate among"]
 
 
 def test_a_pass_is_left_out_only_behind_one_that_is_as_large():

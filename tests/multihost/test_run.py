@@ -27,7 +27,7 @@ def start(
     *overrides: str,
     env: dict[int, dict[str, str]] | None = None,
 ) -> list[subprocess.Popen[str]]:
-    """`looptool run --config micro` in `count` processes of `devices` devices each."""
+    """`looptool run --config micro` in `count` processes of `devices` devices each, the generator held to grammars."""
     pids = run_dir.with_suffix(".pids")
     pids.mkdir(parents=True, exist_ok=True)
     for old in pids.iterdir():
@@ -35,7 +35,7 @@ def start(
 
     def command(index: int, address: str) -> list[str]:
         several = ["--coordinator", address, "--processes", str(count), "--process", str(index)] if count > 1 else []
-        return [RUN, "run", "--config", "micro", f"run_dir={run_dir}", *overrides, *several]
+        return [RUN, "run", "--config", "micro", f"run_dir={run_dir}", "expand.grammar=true", *overrides, *several]
 
     def environment(index: int) -> dict[str, str]:
         cache = str(run_dir.parent / "cache")

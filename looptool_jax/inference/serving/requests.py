@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from looptool_jax.data.importers.common import Reject, distinct_tools, printable, read_tools
 from looptool_jax.data.importers.openai import read_messages
 from looptool_jax.inference.batch import Request, RequestError, check
-from looptool_jax.inference.serving.grammar import Constraint, GrammarError, Grammars
+from looptool_jax.inference.grammar import Constraint, GrammarError, Grammars
 from looptool_jax.inference.serving.replies import ChatReader
 from looptool_jax.toolcall import ChatError, ChatTokenizer, Tool
 
@@ -131,7 +131,7 @@ def _asked(
     engine = served.engine
     if len(prompt) > engine.prompt_len:
         raise _too_long(f"{len(prompt)}", engine, "messages" if reader else "prompt")
-    max_new = _integer(body, most, engine.answer_len, 1, engine.answer_len, ", the longest answer of this server")
+    max_new = min(_integer(body, most, engine.answer_len, 1, 2**31), engine.answer_len)
     n = _integer(body, "n", 1, 1, engine.group, " (looptool serve --group)")
     temperature = _number(body, "temperature", 1.0, 0.0, MAX_TEMPERATURE)
     _check_limits(body, engine, temperature)
@@ -200,12 +200,28 @@ def _tools(body: dict[str, Any]) -> tuple[Tool, ...]:
     if not isinstance(raw, list):
         raise ApiError(400, f"tools: expected a list, found {type(raw).__name__}", "tools")
     try:
-        tools = distinct_tools(read_tools(raw))
+        tools = distinct_tools(read_tools([_without_optional(document) for document in raw]))
     except Reject as error:
         raise ApiError(400, f"tools: {error}", "tools") from None
     if choice not in ("auto", "none", "required") and not isinstance(choice, dict):
         raise ApiError(400, 'tool_choice: expected "auto", "none", "required" or a function', "tool_choice")
     return () if choice == "none" else tools
+
+
+def _without_optional(document: Any) -> Any:
+    """The document, whose list of required parameters decides: clients pass on documents that say `optional`, which is
+    no word of JSON Schema, of such a parameter."""
+    try:
+        function = document["function"]
+        parameters = function["parameters"]
+        listed = {
+            name: {key: value for key, value in parameters["properties"][name].items() if key != "optional"}
+            for name in parameters["required"]
+        }
+        properties = {name: listed.get(name, each) for name, each in parameters["properties"].items()}
+    except (TypeError, KeyError, AttributeError):
+        return document
+    return {**document, "function": {**function, "parameters": {**parameters, "properties": properties}}}
 
 
 def _grammar(body: dict[str, Any], tools: tuple[Tool, ...], served: Served) -> str | None:

@@ -22,7 +22,7 @@ from typing import Any
 from aiohttp import web
 
 from looptool_jax.data.files import dump_json, parse_json
-from looptool_jax.inference.serving.grammar import GrammarError
+from looptool_jax.inference.grammar import GrammarError
 from looptool_jax.inference.serving.replies import Choice, Said, Streamed, chat_logprobs, text_logprobs, usage
 from looptool_jax.inference.serving.requests import ApiError, Asked, Served, read_chat, read_completion
 from looptool_jax.inference.serving.worker import Job, Worker

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int
 
 from looptool_jax.inference.batch import Decoding, Request
-from looptool_jax.inference.serving.grammar import Constraint, GrammarError
+from looptool_jax.inference.grammar import Constraint, GrammarError
 
 if TYPE_CHECKING:
     from looptool_jax.inference.engine import DecoderEngine
@@ -135,7 +135,7 @@ class Worker:
             if not self._inbox.empty():
                 return  # told to end
         if self.grammars:
-            shape = (self.engine.slots, self.engine.group, -(-self.engine.cfg.vocab_size // 32))
+            shape = (self.engine.slots, self.engine.group, self.engine.words)
             decoding.state, _ = self.engine.generate_among(
                 decoding.params, decoding.state, np.full(shape, -1, np.int32)
             )
@@ -171,12 +171,13 @@ class Worker:
 
     def _allowed(self, decoding: Decoding) -> dict[int, Int[np.ndarray, "G words"]]:
         """What the answers that have a grammar may go on with."""
+        constrained = [(job, number) for job, number in self._working.items() if job.constraint]
+        pending = decoding.pending() if constrained else {}
         allowed = {}
-        for job, number in list(self._working.items()):
-            if job.constraint is None:
-                continue
+        for job, number in constrained:
+            assert job.constraint is not None
             try:
-                allowed[number] = job.constraint.next(decoding.pending(number))
+                allowed[number] = job.constraint.next(pending[number])
             except GrammarError as error:
                 job.tell(error)
                 decoding.drop(self._working.pop(job))

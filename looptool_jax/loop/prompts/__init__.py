@@ -17,6 +17,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
+from looptool_jax.inference.grammar import call_line
 from looptool_jax.toolcall import Call, Message, ParseFailure, Sample, Target, Tool, differences, get_format, parse
 
 Variant = Literal["full", "compact"]
@@ -139,6 +140,15 @@ def parse_expansion(reply: str, seed: Sample) -> Expansion | str:
         return "OUTPUT: is empty"
     system = tuple(message for message in seed.messages if message.role == "system")
     return Expansion((*system, *turns), with_tags(parts[4].strip()))
+
+
+def expansion_grammar(tools: Sequence[Tool]) -> str:
+    """The replies that `parse_expansion` can take apart and whose OUTPUT is calls of these tools, one a line, that fit
+    their schemas. The INPUT is any text without the markers of either part."""
+    return f"""start: INPUT call ("\\n" call)*
+INPUT: "INPUT:" TEXT "\\nOUTPUT:\\n"
+TEXT: /\\n(?s:.)*[^\\s](?s:.)*/ & ~/(?s:.)*\\n(INPUT|OUTPUT):(?s:.)*/
+{call_line(tools)}"""
 
 
 def written(target: Target) -> str:

@@ -25,7 +25,7 @@ STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": 
 
 
 class GrammarError(ValueError):
-    """A schema that no grammar can be made of, or an answer that outgrew its grammar's limits."""
+    """A schema that no grammar can be made of, an answer that outgrew its grammar's limits, or a missing llguidance."""
 
 
 class Grammars:
@@ -44,10 +44,6 @@ class Grammars:
         except ValueError as error:
             raise GrammarError(f"llguidance cannot read this tokenizer: {' '.join(str(error).split())[:200]}") from None
 
-    @staticmethod
-    def installed() -> bool:
-        return importlib.util.find_spec("llguidance") is not None
-
     def of_calls(self, tools: Sequence[Tool], several: bool) -> str:
         """One call of a tool, or several, as the model's format writes them."""
         rules = [rule for number, tool in enumerate(tools) for rule in self._call(f"call_{number}", tool)]
@@ -64,11 +60,11 @@ class Grammars:
         """The grammar at the beginning of so many answers. Raises GrammarError."""
         import llguidance
 
-        if len(grammar) > LONGEST:
-            raise GrammarError(f"{len(grammar)} characters as a grammar, of {LONGEST} at most")
+        if reason := _too_long(grammar):
+            raise GrammarError(reason)
         matcher = llguidance.LLMatcher(self._tokens, grammar, log_level=0)
         if matcher.is_error():
-            raise GrammarError(" ".join(matcher.get_error().split("\n")[0].split()))
+            raise GrammarError(_first_line(matcher.get_error()))
         matchers = [matcher, *(matcher.deep_copy() for _ in range(answers - 1))]
         return Constraint(matchers, self.tokenizer.eos_ids, -(-self.vocab // 32))
 
@@ -92,7 +88,7 @@ class Constraint:
 
     def __init__(self, matchers: list[Any], eos_ids: Sequence[int], words: int) -> None:
         """Raises GrammarError."""
-        self._matchers, self._eos_ids, self._words = matchers, eos_ids, words
+        self.matchers, self._eos_ids, self._words = matchers, eos_ids, words
         self._ended = [False] * len(matchers)
         self.first = self._row(matchers[0])
 
@@ -100,7 +96,7 @@ class Constraint:
         """Behind the next token of every answer; answers that have ended, or that nobody waits for, may go on with any.
         Raises GrammarError."""
         rows = np.full((len(tokens), self._words), EVERY, np.int32)
-        for i, matcher in enumerate(self._matchers):
+        for i, matcher in enumerate(self.matchers):
             self._ended[i] |= tokens[i] in self._eos_ids
             if not self._ended[i]:
                 matcher.consume_token(tokens[i])
@@ -133,6 +129,45 @@ def narrowed(schema: dict[str, Any], closed: bool = True) -> dict[str, Any]:
     if isinstance(out.get("items"), dict):
         out["items"] = narrowed(out["items"], False)
     return out
+
+
+def call_line(tools: Sequence[Tool]) -> str:
+    """The rule `call`: one call of a tool as a line of JSON, {"name": ..., "arguments": {...}}."""
+    lines = [
+        f"call_{number}: {json.dumps(_before_arguments(tool), ensure_ascii=False)} {_json(narrowed(tool.parameters))} "
+        '"}"'
+        for number, tool in enumerate(tools)
+    ]
+    return "\n".join([f"call: {' | '.join(f'call_{number}' for number in range(len(tools)))}", *lines])
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("llguidance") is not None
+
+
+def check_installed(setting: str) -> None:
+    """Raises GrammarError where `setting` asks for grammars and there are none."""
+    if not installed():
+        raise GrammarError(f"{setting}: needs llguidance, which is not installed: pip install 'looptool-jax[grammar]'")
+
+
+def problem(grammar: str) -> str:
+    """Why no answer can be held to a grammar, "" where one can."""
+    import llguidance
+
+    return _too_long(grammar) or _first_line(llguidance.LLMatcher.validate_grammar(grammar))
+
+
+def _too_long(grammar: str) -> str:
+    return f"{len(grammar)} characters as a grammar, of {LONGEST} at most" if len(grammar) > LONGEST else ""
+
+
+def _first_line(text: str) -> str:
+    return " ".join(text.partition("\n")[0].split())
+
+
+def _before_arguments(tool: Tool) -> str:
+    return f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
 
 
 def _json(schema: dict[str, Any]) -> str:
