@@ -39,11 +39,14 @@ class Figure:
 
 
 def text(value: str) -> str:
-    """Any string as text of the page, in an element or in a quoted attribute.
+    """Any string as text of the page, in an element or in a quoted attribute."""
+    return escape(visible(value))
 
-    Control characters, lone surrogates and controls of the reading direction are written out (`\\u202e`).
-    """
-    return escape(_BIDI.sub(lambda found: f"\\u{ord(found[0]):04x}", shown(value)))
+
+def visible(value: str) -> str:
+    """A string in which control characters, lone surrogates and controls of the reading direction are written out
+    (`\\u202e`)."""
+    return _BIDI.sub(lambda found: f"\\u{ord(found[0]):04x}", shown(value))
 
 
 def page(title: str, subtitle: str, sections: Sequence[Section], script: str = "", body_end: str = "") -> str:
