@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from looptool_jax.inference.engine import DecoderEngine
     from looptool_jax.inference.scoring import Scorer
 
-OnTokens = Callable[[int], None]
+
+class OnTokens(Protocol):
+    """Is told how many tokens were generated, and of how many tokens the prompts are that were read."""
+
+    def __call__(self, generated: int, prompts: int = 0, /) -> None: ...
+
 
 DRAFTS = 2  # most guesses of one answer
 CHOICE_TOKENS = 32  # most of a reply to choose
@@ -80,7 +85,7 @@ class ChatModel(Protocol):
         top_k: int = 0,
     ) -> list[Answer]:
         """One reply for each request, in their order. A prompt that does not fit gets an empty answer (finish
-        "prompt_too_long"). on_tokens: told how many tokens were generated. top_k: 0 is off."""
+        "prompt_too_long"). top_k: 0 is off."""
         ...
 
 
@@ -125,7 +130,12 @@ class Answerer:
         """
         if not samples:
             return []
-        requests = [Request(sample.id, self.prompt(sample), (0, 0), 0.0, cfg.answer_tokens) for sample in samples]
+        prompts = [self.prompt(sample) for sample in samples]
+        on_tokens(0, sum(map(len, prompts)))
+        requests = [
+            Request(sample.id, prompt, (0, 0), 0.0, cfg.answer_tokens)
+            for sample, prompt in zip(samples, prompts, strict=True)
+        ]
         engine, params, progress = self.greedy_engine(cfg), self.lm.params, _increments(on_tokens)
         known = [[guess for guess in guesses if guess] for guesses in drafts or ()]
         if not self.exact_drafts or not any(known):
@@ -144,12 +154,14 @@ class Answerer:
         on_tokens: OnTokens,
     ) -> list[list[Answer]]:
         """`group` sampled answers of each sample; the keys belong to the samples."""
-        requests = [
-            Request(sample.id, self.prompt(sample), key, temperature, cfg.answer_tokens)
-            for sample, key in zip(samples, keys, strict=True)
-        ]
-        if not requests:
+        if not samples:
             return []
+        prompts = [self.prompt(sample) for sample in samples]
+        on_tokens(0, sum(map(len, prompts)))
+        requests = [
+            Request(sample.id, prompt, key, temperature, cfg.answer_tokens)
+            for sample, prompt, key in zip(samples, prompts, keys, strict=True)
+        ]
         groups = generate(self.engine(cfg, group=group), self.lm.params, requests, _increments(on_tokens))
         return [[self._answer(completion) for completion in completions] for completions in groups]
 
@@ -177,6 +189,7 @@ class Answerer:
         ]
         replies: Iterator[list[Completion]] = iter(())
         if runnable:
+            on_tokens(0, sum(len(request.tokens) for request in runnable))
             engine, scorer = self.engine(cfg, top_p=top_p, top_k=top_k), self.prompt_scorer(cfg)
             replies = iter(generate(engine, self.lm.params, runnable, _increments(on_tokens), scorer))
         return [self._reply(next(replies)[0]) if fit else Answer("", [], [], "prompt_too_long") for fit in fits]
@@ -199,6 +212,7 @@ class Answerer:
             raise ValueError(f"a reply to choose has {longest} tokens; the most is {CHOICE_TOKENS}")
         scorer = self.chooser(cfg, len(choices))
         chosen: list[int | None] = [None] * len(requests)
+        on_tokens(0, sum(starts))
         params = self.lm.params
         for rows in scorer.rows_of(families):
             stop_if_preempted()

@@ -102,7 +102,7 @@ class EndpointChatModel:
                 reply = await api.reply(body, batch)
                 row = {"model": self.cfg.model, **asdict(reply)}
                 await asyncio.to_thread(write_bytes, file, dump_json(row) + b"\n")
-                on_tokens(reply.reply_tokens or 0)
+                on_tokens(reply.reply_tokens or 0, reply.prompt_tokens or 0)
                 budget.reply(reply)
 
         async with ChatApi(self.cfg) as api:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from looptool_jax.data.files import is_url, join, local_path
 from looptool_jax.inference.answers import Answerer, ChatModel
 from looptool_jax.inference.lm import EndpointConfig, LanguageModel, ModelConfig, load_language_model, read_description
-from looptool_jax.models.config import ModelError
+from looptool_jax.models import decoder
+from looptool_jax.models.config import DecoderConfig, ModelError
 from looptool_jax.models.lora import adapter_base, is_adapter, load_adapters
 from looptool_jax.parallel.compilation import keep_compiled_programs, user_cache
 from looptool_jax.parallel.mesh import MeshConfig, make_mesh
@@ -77,7 +78,14 @@ class ModelPool:
         if cfg.endpoint:
             by_first(self._server(cfg.endpoint).check)
         else:
-            read_description(replace(cfg, path=locate_base(cfg.place, self.shared)))
+            self._description(cfg)
+
+    def active_parameters(self, cfg: ModelConfig) -> int | None:
+        """How many parameters a token goes through in the configured model; None behind a server."""
+        return None if cfg.endpoint else decoder.active_parameters(self._description(cfg))
+
+    def _description(self, cfg: ModelConfig) -> DecoderConfig:
+        return read_description(replace(cfg, path=locate_base(cfg.place, self.shared)))[1]
 
 
 def locate(path: str, shared: str | None = None) -> str:

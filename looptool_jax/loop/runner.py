@@ -35,6 +35,7 @@ from looptool_jax.inference.answers import Answerer
 from looptool_jax.inference.lm import ModelConfig, resolved_attention
 from looptool_jax.loop import compose as composition
 from looptool_jax.loop.console import Console
+from looptool_jax.loop.environment import record_environment
 from looptool_jax.loop.expand import expand
 from looptool_jax.loop.judge import ErrorSeed, judge
 from looptool_jax.loop.ledger import Ledger
@@ -89,6 +90,7 @@ class Runner:
                 self.console.say("everything is done already")
             else:
                 self._check_models()
+                processes.by_first(self._record_environment)
             for stage in stages:
                 if manifest.done(stage.name):
                     self._clean(stage)
@@ -96,7 +98,8 @@ class Runner:
                 with self.console.stage(stage.name):
                     metrics = stage.work()
                 processes.meet(f"the outcome of {stage.name}", metrics)
-                self.ledger.record(stage.name, self.console.seconds, self.console.token_count)
+                tokens = self.console.token_count, self.console.prompt_token_count
+                self.ledger.record(stage.name, self.console.seconds, *tokens)
                 processes.by_first(partial(manifest.commit, stage.name, stage.inputs, stage.outputs, metrics))
                 self._clean(stage)
                 self.console.say(f"{stage.name}: {self.console.seconds:.1f} s  {headline(metrics)}".rstrip())
@@ -136,6 +139,13 @@ class Runner:
                 models.append(cfg.generator_model or cfg.judge_model)
         for model in dict.fromkeys(models):
             self.pool.check(model)
+
+    def _record_environment(self) -> None:
+        cfg = self.cfg
+        roles = {"policy": cfg.policy, "judge": cfg.judge_model, "generator": cfg.generator_model or cfg.judge_model}
+        used = {role: model for role, model in roles.items() if model.path or model.endpoint}
+        sizes = {role: self.pool.active_parameters(model) for role, model in used.items()}
+        record_environment(self.path("environment.jsonl"), sizes, cfg.train.lora is not None)
 
     # --- the policy of a round --------------------------------------------------------------------------------------
 

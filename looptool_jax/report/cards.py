@@ -59,7 +59,8 @@ def browser(stories: Stories) -> str:
     )
     note = (
         f"{part}The files of the run hold them whole: <code>round-N/data.jsonl</code>, "
-        "<code>probe/probes.jsonl</code>, <code>judge/judgements.jsonl</code>, <code>expand/</code>, <code>seed/heldout.jsonl</code>, "
+        "<code>probe/probes.jsonl</code>, <code>judge/judgements.jsonl</code>, <code>expand/</code>, "
+        "<code>seed/heldout.jsonl</code>, "
         f"<code>eval/results.jsonl</code>. Texts over {LONGEST:,} characters are cut here, and say so."
     )
     selects = "".join(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from looptool_jax.data.store import DataError, exists, join, read_text, write_text
+from looptool_jax.loop.environment import NAME as ENVIRONMENT
+from looptool_jax.loop.environment import environments
 from looptool_jax.loop.manifest import Manifest
 from looptool_jax.report import sections
 from looptool_jax.report.cards import browser, expansion_cards, repair_cards
@@ -57,7 +61,21 @@ def _take(tables: dict[str, Table], *titles: str) -> str:
 
 
 def _configuration(run_dir: str) -> str:
+    """What the run ran with, and its settings."""
+    parts = [table(_environment(row)) for row in environments(join(run_dir, ENVIRONMENT))]
     path = join(run_dir, "config.yaml")
-    if not exists(path):
-        return ""
-    return f"<details><summary>config.yaml</summary><pre>{text(read_text(path))}</pre></details>"
+    if exists(path):
+        parts.append(
+            f"<h3>Settings</h3><details><summary>config.yaml</summary><pre>{text(read_text(path))}</pre></details>"
+        )
+    return "".join(parts)
+
+
+def _environment(row: dict[str, Any]) -> Table:
+    devices = row["devices"]
+    where = f"{devices['count']} × {devices['kind']}, {devices['hosts']} process{'es' * (devices['hosts'] > 1)}"
+    rows = [["devices", where], ["system", row["system"]], ["python", row["python"]]]
+    for role, parameters in row["models"].items():
+        rows.append([f"parameters of the {role}", "behind a server" if parameters is None else f"{parameters:,}"])
+    rows += [[name, version] for name, version in row["packages"].items()]
+    return Table("Versions and devices", ["", ""], rows, "parameters: those that a token goes through")

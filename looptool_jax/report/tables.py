@@ -13,6 +13,8 @@ from looptool_jax.data.contamination import KINDS
 from looptool_jax.data.store import join
 from looptool_jax.evaluation.intervals import wilson
 from looptool_jax.loop.console import shown
+from looptool_jax.loop.environment import NAME as ENVIRONMENT
+from looptool_jax.loop.environment import environments
 from looptool_jax.loop.ledger import Cost, Ledger
 from looptool_jax.loop.manifest import Manifest
 
@@ -187,16 +189,41 @@ def _contamination(stages: dict[str, Any]) -> Table:
 
 def _cost(run_dir: str) -> Table:
     costs = Ledger(join(run_dir, "ledger.jsonl")).costs()
+    flops = stage_flops(run_dir, costs)
+    known = [value for value in flops.values() if value is not None]
     if costs:
         costs["all"] = sum(costs.values(), Cost())
+    flops["all"] = sum(known) if known else None
     rows = [
         [
             stage, f"{cost.seconds:.1f}", f"{cost.prompt_tokens:,}", f"{cost.tokens:,}",
-            f"{cost.tokens / max(cost.seconds, 1e-9):,.0f}",
+            f"{cost.tokens / max(cost.seconds, 1e-9):,.0f}", _scientific(flops[stage]),
         ]
         for stage, cost in costs.items()
     ]  # fmt: skip
-    return Table("Cost", ["stage", "seconds", "tokens of prompts", "tokens of answers", "answer tokens/s"], rows)
+    return Table(
+        "Cost", ["stage", "seconds", "prompt tokens", "answer tokens", "answer tokens/s", "FLOPs"], rows,
+        "prompts of rollouts count once a group. FLOPs: estimated, 2 for each token and parameter that it goes "
+        "through, 6 more in updates (4 beside adapters); – : not known",
+    )  # fmt: skip
+
+
+def stage_flops(run_dir: str, costs: dict[str, Cost]) -> dict[str, float | None]:
+    """Floating-point operations of each stage, estimated from its tokens and the parameters of its model; None where
+    those are not known, as behind a server. All tokens of an expansion are taken for its generator's."""
+    rows = environments(join(run_dir, ENVIRONMENT))
+    models, update = (rows[-1]["models"], 4 if rows[-1]["adapters"] else 6) if rows else ({}, 0)
+    flops: dict[str, float | None] = {}
+    for stage, cost in costs.items():
+        kind, tokens = stage.rpartition("/")[2], cost.tokens + cost.prompt_tokens
+        parameters = models.get({"judge": "judge", "expand": "generator"}.get(kind, "policy"))
+        passes = 2 + update if kind == "train" else 2
+        flops[stage] = passes * parameters * tokens if parameters and tokens else None
+    return flops
+
+
+def _scientific(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2e}".replace("e+", "e")
 
 
 def percent(share: float | None) -> str:
