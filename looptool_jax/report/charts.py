@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from looptool_jax.report.page import text
 from looptool_jax.report.tables import percent
 
-WIDTH, LEFT, RIGHT, TOP = 480, 62, 26, 12
+WIDTH, LEFT, RIGHT, TOP = 480, 62, 26, 18
 SERIES = 8  # that have a look of their own
 _DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 4", "4 4", "1 4", "10 2 2 2 2 2")
 _WORDS = 12  # points up to which a description names every one
@@ -92,7 +92,7 @@ def line_chart(
     parts += [_label(x(at), height - bottom + 18, name, "middle") for at, name in named]
     for at, name in marks:
         parts.append(f'<path class="mark" d="M{x(at):.1f} {TOP}V{height - bottom}"/>')
-        parts.append(_label(x(at) + 4, TOP + 10, name, "start"))
+        parts.append(_label(x(at), TOP - 5, name, "start"))
     if x_label:
         parts.append(_label((LEFT + WIDTH - RIGHT) / 2, height - 8, x_label, "middle"))
     for number, line in enumerate(lines):

@@ -30,7 +30,8 @@ CURVES: tuple[tuple[str, Sequence[tuple[str, str]], str], ...] = (
     ("Clipped tokens", [("clip_fraction", "ratio"), ("dual_clip_fraction", "dual clip")], "share of the answer tokens"),
     ("Loss", [("loss", "loss")], ""),
 )
-SHARES = ("Reward", "Groups without signal")  # curves from 0 to 100 %
+SHARES = ("Reward", "Groups without signal", "Answers cut off", "Clipped tokens")
+WHOLE = ("Reward", "Groups without signal")  # drawn from 0 to 100 %
 
 
 def headline(run_dir: str, stages: Stages) -> str:
@@ -40,8 +41,8 @@ def headline(run_dir: str, stages: Stages) -> str:
     noise = [metrics[key]["share"] for _, metrics in scores for key in ("noise_before", "noise_after")]
     if any(noise):
         known = scores[0][1]["noise_before"]
-        words = f"wrong labels among those whose truth is known: {known['wrong']} of {known['known']} at first"
-        items.append(Figure("Label noise", f"{percent(noise[0])} → {percent(noise[-1])}", words))
+        words = f"wrong labels where the truth is known; at first {known['wrong']:,} of {known['known']:,}"
+        items.append(Figure("Label noise", _change(noise[0], noise[-1]), words))
     if expansions := rounds_of(stages, "expand"):
         accepted, generated = (sum(m[key] for _, m in expansions) for key in ("accepted", "generated"))
         items.append(Figure("New samples", f"{accepted:,}", f"accepted of {generated:,} written from errors"))
@@ -110,8 +111,7 @@ def training(run_dir: str, stages: Stages) -> str:
     for title, keys, note in CURVES:
         lines = [Line(name, at, [row.get(key) for row in steps]) for key, name in keys]
         lines = [line for line in lines if any(value is not None for value in line.y)]
-        share = title in SHARES
-        form, span = (percent, (0.0, 1.0)) if share else (plain, None)
+        form, span = (percent if title in SHARES else plain), ((0.0, 1.0) if title in WHOLE else None)
         if lines:
             charts.append(line_chart(title, lines, x_label="step", marks=marks, y_range=span, form=form, note=note))
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
@@ -167,7 +167,7 @@ def _accuracy_figures(run_dir: str, stages: Stages) -> list[Figure]:
     if not results:
         return []
     if gain := _gain(run_dir, stages):
-        value = f"{percent(results[0][1]['accuracy'])} → {percent(results[-1][1]['accuracy'])}"
+        value = _change(results[0][1]["accuracy"], results[-1][1]["accuracy"])
         return [
             Figure("Held-out accuracy", value, f"{_points(gain[0])} points ({_points(gain[1])} to {_points(gain[2])})")
         ]
@@ -187,6 +187,10 @@ def _sentence(run_dir: str, stages: Stages) -> str:
     if gain[1] <= 0 <= gain[2]:
         return f"Held-out accuracy shows no clear change: {before} before and {last} {after}, {change}."
     return f"Held-out accuracy {'rose' if gain[0] > 0 else 'fell'} from {before} to {last} {after}: {change}."
+
+
+def _change(before: float | None, after: float | None) -> str:
+    return f"{percent(before).removesuffix(' %')} → {percent(after)}"
 
 
 def _points(share: float) -> str:
