@@ -1,4 +1,4 @@
-"""Runs to report: one of the procedural world, and one whose every text is hostile. And a browser, where there is one."""
+"""Runs to report, one of the procedural world and one whose every text is hostile; a browser, where there is one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from scripted_run import make_run
 
 ATTACK = (
-    "</script><script>document.title='owned'</script><!--<script>\"'&</pre><img src=x onerror=\"document.title='owned'\">"
+    "</script><script>document.title='owned'</script><!--<script>\"'&</pre><img src=x onerror=alert(2)>"
     "[bold]\u2028\u2029\u202eevil\u2066 \ud800\udfff\x00\x1b[2J javascript:alert(1) ${1} `x` __proto__ \ufeff"
 )
 LONG = "<b>" + "x" * 1_000_000

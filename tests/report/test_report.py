@@ -11,6 +11,7 @@ import math
 import re
 import statistics
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,10 @@ from looptool_jax.report import html
 from looptool_jax.report.html import write_report
 from looptool_jax.report.tables import run_tables
 
-TAGS = set(
-    "html head meta link title style body a header h1 h2 h3 h4 p nav ul li main section dl div dt dd b span table caption "
-    "thead tbody tr th td figure figcaption svg desc path text g circle rect polyline polygon details summary pre "
-    "blockquote del ins br code form label input select option button ol article script".split()
-)
+TAG_NAMES = """html head meta link title style body a header h1 h2 h3 h4 p nav ul li main section dl div dt dd b span table
+caption thead tbody tr th td figure figcaption svg desc path text g circle rect polyline polygon details summary pre
+blockquote del ins br code form label input select option button ol article script"""
+TAGS = set(TAG_NAMES.split())
 VOID = {"meta", "link", "input", "br"}
 
 
@@ -214,7 +214,7 @@ def test_the_same_run_gives_the_same_page(run_dir):
     assert read_text(write_report(run_dir)) == first
 
 
-# --- runs of other kinds ------------------------------------------------------------------------------------------------
+# --- runs of other kinds ----------------------------------------------------------------------------------------------
 
 
 def test_unfinished_and_static_runs_are_told_as_far_as_they_are(tmp_path, monkeypatch, run_dir):
@@ -261,7 +261,7 @@ def test_a_directory_without_a_run_gets_no_report(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-# --- hostile texts ------------------------------------------------------------------------------------------------------
+# --- hostile texts ----------------------------------------------------------------------------------------------------
 
 
 def test_hostile_text_stays_text(hostile_run):
@@ -306,7 +306,7 @@ def test_headings_are_in_order_and_tables_have_captions_and_heads(run_dir):
     page = page_of(run_dir)
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
     assert all(a.get("scope") in ("col", "row") for tag, a in page.elements if tag == "th")
     names = [a["id"] for _, a in page.elements if "id" in a]
     assert len(names) == len(set(names))
