@@ -78,4 +78,4 @@ def _environment(row: dict[str, Any]) -> Table:
     for role, parameters in row["models"].items():
         rows.append([f"parameters of the {role}", "behind a server" if parameters is None else f"{parameters:,}"])
     rows += [[name, version] for name, version in row["packages"].items()]
-    return Table("Versions and devices", ["", ""], rows, "parameters: those that a token goes through")
+    return Table("Versions and devices", ["what", "which"], rows, "parameters: those that a token goes through")

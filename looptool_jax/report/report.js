@@ -226,7 +226,7 @@
       detail.valid === undefined ? "" : make("p", {}, detail.valid
         ? tag("✓ valid", "good") : tag("✗ not valid", "bad"), " its label against its request, in the world"),
       rounds.length ? table("Through the rounds",
-        ["", "in the data as", "trained on", "answer", "perplexity", "verdict"], cells) : "",
+        ["round", "in the data as", "trained on", "answer", "perplexity", "verdict"], cells) : "",
     ];
   }
 
@@ -339,7 +339,7 @@
   function scrollers() {
     for (const box of document.querySelectorAll(".scroll")) {
       const over = box.scrollWidth > box.clientWidth;
-      for (const [name, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", box.querySelector("caption").textContent]]) {
+      for (const [name, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", box.querySelector("caption").textContent]]) {
         if (over) box.setAttribute(name, value);
         else box.removeAttribute(name);
       }

@@ -12,6 +12,9 @@ from looptool_jax.report.page import Figure, figures, text
 from looptool_jax.report.stories import Stages
 from looptool_jax.report.tables import accuracies, percent, rounds_of
 
+Gain = tuple[float, float, float]
+"""A difference of accuracies, and the ends of its interval."""
+
 PARTS = {
     "seed": "seeds", "error": "error seeds", "expanded": "expanded", "high_ppl": "high perplexity",
     "seed_new": "new seeds", "mastered": "mastered",
@@ -36,7 +39,8 @@ WHOLE = ("Reward", "Groups without signal")  # drawn from 0 to 100 %
 
 def headline(run_dir: str, stages: Stages) -> str:
     """What happened in a sentence, and the figures that one looks for first."""
-    items = _accuracy_figures(run_dir, stages)
+    gain = _gain(run_dir, stages)
+    items = _accuracy_figures(stages, gain)
     scores = rounds_of(stages, "score")
     noise = [metrics[key]["share"] for _, metrics in scores for key in ("noise_before", "noise_after")]
     if any(noise):
@@ -54,7 +58,7 @@ def headline(run_dir: str, stages: Stages) -> str:
     if costs:
         seconds, tokens = sum(cost.seconds for cost in costs.values()), sum(cost.tokens for cost in costs.values())
         items.append(Figure("Time", duration(seconds), f"{tokens:,} tokens of answers"))
-    return f'<p class="lead">{text(_sentence(run_dir, stages))}</p>{figures(items)}'
+    return f'<p class="lead">{text(_sentence(stages, gain))}</p>{figures(items)}'
 
 
 def accuracy(stages: Stages) -> str:
@@ -148,7 +152,7 @@ def _bars(title: str, costs: dict[str, Cost], of: Callable[[Cost], float]) -> st
     return bar_chart(title, [bar for bar in bars if bar[1]]) if any(value for _, value in bars) else ""
 
 
-def _gain(run_dir: str, stages: Stages) -> tuple[float, float, float] | None:
+def _gain(run_dir: str, stages: Stages) -> Gain | None:
     """Difference in held-out accuracy between the last round and before training, with its paired 95 % interval."""
     rounds = [round_ for round_, _ in rounds_of(stages, "eval")]
     if "eval-0" not in stages or not rounds:
@@ -162,11 +166,11 @@ def _gain(run_dir: str, stages: Stages) -> tuple[float, float, float] | None:
     return mean, mean - 1.96 * error, mean + 1.96 * error
 
 
-def _accuracy_figures(run_dir: str, stages: Stages) -> list[Figure]:
+def _accuracy_figures(stages: Stages, gain: Gain | None) -> list[Figure]:
     results = accuracies(stages)
     if not results:
         return []
-    if gain := _gain(run_dir, stages):
+    if gain:
         value = _change(results[0][1]["accuracy"], results[-1][1]["accuracy"])
         return [
             Figure("Held-out accuracy", value, f"{_points(gain[0])} points ({_points(gain[1])} to {_points(gain[2])})")
@@ -175,8 +179,8 @@ def _accuracy_figures(run_dir: str, stages: Stages) -> list[Figure]:
     return [Figure(f"Held-out accuracy, {label}", percent(metrics["accuracy"]), f"of {metrics['items']:,} items")]
 
 
-def _sentence(run_dir: str, stages: Stages) -> str:
-    results, gain = accuracies(stages), _gain(run_dir, stages)
+def _sentence(stages: Stages, gain: Gain | None) -> str:
+    results = accuracies(stages)
     rounds = len(rounds_of(stages, "train"))
     after = f"after {_count(rounds, 'round')} of training"
     if gain is None:

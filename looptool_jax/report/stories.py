@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from looptool_jax.data.store import join, read_jsonl, read_samples
+from looptool_jax.data.store import DataError, join, read_jsonl, read_samples
 from looptool_jax.evaluation.repair import Labels, is_right, true_labels
 from looptool_jax.report.tables import rounds_of
 from looptool_jax.toolcall import Message, Sample, Target, Tool
@@ -224,5 +224,8 @@ def _read_expansions(run_dir: str, round_: int, told: dict[str, Story], of_world
 
 
 def _label_in(story: Story, round_: int) -> Target:
-    """The label that the sample has in D_round."""
-    return next(entry.label for entry in story.entries if entry.round == round_)
+    """The label that the sample has in D_round. Raises DataError where it is not in it."""
+    for entry in story.entries:
+        if entry.round == round_:
+            return entry.label
+    raise DataError(f"{story.id}: probed or judged in round {round_}, but not in round-{round_}/data.jsonl")

@@ -25,9 +25,9 @@ from looptool_jax.report import html
 from looptool_jax.report.html import write_report
 from looptool_jax.report.tables import run_tables
 
-TAG_NAMES = """html head meta link title style body a header h1 h2 h3 h4 p nav ul li main section dl div dt dd b span table
-caption thead tbody tr th td figure figcaption svg desc path text g circle rect polyline polygon details summary pre
-blockquote del ins br code form label input select option button ol article script"""
+TAG_NAMES = """html head meta link title style body a header h1 h2 h3 h4 p nav ul li main section dl div dt dd b span
+table caption thead tbody tr th td figure figcaption svg desc path text g circle rect polyline polygon details summary
+pre blockquote del ins br code form label input select option button ol article script"""
 TAGS = set(TAG_NAMES.split())
 VOID = {"meta", "link", "input", "br"}
 
