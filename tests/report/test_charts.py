@@ -26,12 +26,9 @@ def parsed(figure: str) -> ElementTree.Element:
 
 
 def numbers(figure: str) -> list[float]:
-    """Every number that places something."""
-    return [
-        float(n)
-        for n in re.findall(r'(?:points|d|x|y|cx|cy|width|height)="([^"]*)"', figure)
-        for n in re.findall(r"-?\d+\.?\d*", n)
-    ]
+    """Every number that places something (but those of paths, most of which are relative)."""
+    placed = re.findall(r'(?:points|x|y|cx|cy|width|height)="([^"]*)"', figure)
+    return [float(number) for text in placed for number in re.findall(r"-?\d+\.?\d*", text)]
 
 
 def test_points_stand_in_proportion():
@@ -102,8 +99,9 @@ def test_names_are_text():
         assert "<script" not in chart and "\u202e" not in chart and "&lt;script&gt;" in chart
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"), [(0.0, "0"), (1234567.8, "1,234,568"), (0.012345, "0.0123"), (-2.5, "-2.5")]
-)
+NUMBERS = [(0.0, "0"), (1234567.8, "1,234,568"), (0.012345, "0.0123"), (-2.5, "-2.5")]
+
+
+@pytest.mark.parametrize(("value", "shown"), NUMBERS)
 def test_plain_numbers(value, shown):
     assert plain(value) == shown
