@@ -17,6 +17,7 @@ from looptool_jax.report.tables import Table, rounds_of, run_tables
 
 NAME = "report.html"
 MOST_SAMPLES = 20_000  # that a page holds
+MOST_BYTES = 128 << 20  # of their JSON, which is a fifth as large in the page or less
 
 
 def write_report(run_dir: str) -> str:
@@ -27,7 +28,7 @@ def write_report(run_dir: str) -> str:
     stages = {name: entry["metrics"] for name, entry in Manifest(run_dir).stages.items()}
     if not stages:
         raise DataError(f"{run_dir}: no finished stage of a run here; give the directory of a run")
-    stories = read_stories(run_dir, stages, MOST_SAMPLES)
+    stories = read_stories(run_dir, stages, MOST_SAMPLES, MOST_BYTES)
     tables = {content.title: content for content in run_tables(run_dir)}
     parts = [
         Section("overview", "Overview", sections.headline(run_dir, stages)),

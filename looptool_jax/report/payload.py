@@ -16,7 +16,7 @@ from typing import Any
 from looptool_jax.report.page import visible
 from looptool_jax.report.stories import Answer, Judged, Stories, Story
 from looptool_jax.report.word_diff import laid_out, word_diff
-from looptool_jax.toolcall import Message, Target, Tool
+from looptool_jax.toolcall import Message, Target
 
 PART = 128  # samples, or tools, of a part
 LONGEST = 20_000  # characters of a text; the rest is in the run's files
@@ -69,7 +69,7 @@ def _detail(story: Story, stories: Stories, tools: dict[str, int]) -> dict[str, 
     parent = stories.told.get(story.parent or "")
     detail = {
         "messages": [_message(message) for message in story.messages],
-        "tools": [tools.setdefault(_tool(tool), len(tools)) for tool in story.tools],
+        "tools": [tools.setdefault(_cut(tool), len(tools)) for tool in story.tools],
         "labels": _labels(story),
         "answers": [_answer(answer) for answer in story.answers],
         "judged": [_judged(judged) for judged in story.judged],
@@ -118,10 +118,6 @@ def _answer(answer: Answer) -> dict[str, Any]:
 def _judged(judged: Judged) -> dict[str, Any]:
     row = {**vars(judged), "analysis": _cut(judged.analysis)}
     return {key: value for key, value in row.items() if value is not None}
-
-
-def _tool(tool: Tool) -> str:
-    return _cut(json.dumps(tool.to_json(), ensure_ascii=False))
 
 
 def _cut(words: str) -> str:

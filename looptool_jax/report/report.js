@@ -24,6 +24,7 @@
   let index, rows, numbers; // rows: objects of the index; numbers: place by id
   let searchable = null; // what text is looked for in, one string a row, once all is unpacked
   let drawn = 0; // counts drawings, so that a late one does not replace a newer
+  let shown = null; // the id of the sample that is open
 
   // --- elements ---------------------------------------------------------------------------------------------------
 
@@ -42,7 +43,8 @@
   const count = (number, name) => `${number.toLocaleString("en")} ${name}${number === 1 ? "" : "s"}`;
 
   function side(pieces, kind) {
-    return make("pre", { dir: "auto" }, ...pieces.map((piece, i) => (i % 2 ? make(kind, {}, piece) : piece)));
+    const lines = (piece) => piece.split(/(\n\s*)/).map((line) => (line.trim() ? make(kind, {}, line) : line));
+    return make("pre", { dir: "auto" }, ...pieces.flatMap((piece, i) => (i % 2 ? lines(piece) : [piece])));
   }
 
   function pair(firstTitle, secondTitle, [first, second]) {
@@ -115,7 +117,7 @@
 
   const linkTo = (id) => address({ sample: id });
 
-  // --- the list --------------------------------------------------------------------------------------------------------
+  // --- the list ------------------------------------------------------------------------------------------------------
 
   function chosen(values) {
     const [category, kind, verdict, wanted] = ["category", "kind", "verdict", "outcome"].map((key) => values.get(key));
@@ -163,9 +165,8 @@
     const page = Math.min(pages, Math.max(1, Number(values.get("page")) || 1));
     list.replaceChildren(...found.slice((page - 1) * PAGE, page * PAGE).map((n) => entry(n, values.get("sample"))));
     list.start = (page - 1) * PAGE + 1;
-    const part = index.total > rows.length ? `, of ${count(index.total, "sample")} of the run` : "";
-    at("count").textContent = found.length === rows.length
-      ? `${count(found.length, "sample")}${part}` : `${found.length.toLocaleString("en")} of ${count(rows.length, "sample")}`;
+    const some = found.length < rows.length ? `${found.length.toLocaleString("en")} of ` : "";
+    at("count").textContent = some + count(rows.length, "sample");
     at("pages").hidden = pages === 1;
     at("page").textContent = `Page ${page} of ${pages}`;
     at("previous").disabled = page === 1;
@@ -174,10 +175,11 @@
     at("next").value = page + 1;
   }
 
-  // --- one sample --------------------------------------------------------------------------------------------------------
+  // --- one sample ----------------------------------------------------------------------------------------------------
 
   async function drawSample(id) {
     const turn = ++drawn;
+    shown = id;
     const number = numbers.get(id);
     if (number === undefined) {
       article.replaceChildren(back(), make("h3", { id: "sample-title", tabindex: "-1" }, id || ""),
@@ -199,6 +201,7 @@
 
   function close() {
     drawn++;
+    shown = null;
     article.hidden = true;
     article.replaceChildren();
     browser.classList.remove("open");
@@ -208,16 +211,18 @@
 
   function about(row, detail) {
     const rounds = [...new Set([...row.entries, ...row.answers].map(([r]) => r))].sort((a, b) => a - b);
-    const byRound = (lines, round) => lines.filter((line) => (line.round ?? line[0]) === round);
-    const cells = rounds.map((round) => [
-      where(round),
-      byRound(row.entries, round).map(([, kind]) => KINDS[kind]).join(", ") || "–",
-      row.kind === "held-out" ? "no" : byRound(row.entries, round).length && index.trained.includes(round) ? "yes" : "no",
-      ...byRound(detail.answers || [], round).map((answer) => outcome(answer.right)).slice(0, 1),
-      ...(byRound(detail.answers || [], round).length ? [] : ["–"]),
-      byRound(detail.answers || [], round).map((answer) => answer.perplexity?.toFixed(3) ?? "–").join() || "–",
-      byRound(detail.judged || [], round).map((one) => VERDICTS[one.verdict]).join() || "–",
-    ]);
+    const of = (lines, round) => (lines || []).find((line) => (line.round ?? line[0]) === round);
+    const cells = rounds.map((round) => {
+      const [entered, answer, judged] = [row.entries, detail.answers, detail.judged].map((lines) => of(lines, round));
+      return [
+        where(round),
+        entered ? KINDS[entered[1]] : "–",
+        entered && index.trained.includes(round) ? "yes" : "no",
+        answer ? outcome(answer.right) : "–",
+        answer?.perplexity?.toFixed(3) ?? "–",
+        judged ? VERDICTS[judged.verdict] : "–",
+      ];
+    });
     return [
       make("h3", { id: "sample-title", tabindex: "-1" }, row.id),
       make("p", { class: "note" }, `${KINDS[row.kind]}${row.category ? `, ${row.category}` : ""}`,
@@ -237,7 +242,7 @@
       above = (await item("samples", chain[0])).parent;
     }
     if (chain.length === 1 && !detail.children) return "";
-    const label = (n) => `${KINDS[rows[n].kind]}${rows[n].entries.length ? `, in D${rows[n].entries.map(([r]) => r).join(", D")}` : ""}`;
+    const label = (n) => [KINDS[rows[n].kind], ...rows[n].entries.map(([round]) => `D${round}`)].join(", ");
     const line = (n) => n === number ? make("b", { "aria-current": "true" }, rows[n].id)
       : make("a", { href: linkTo(rows[n].id) }, rows[n].id);
     const leaf = (n, ...below) => make("li", {}, line(n), make("span", { class: "note" }, ` ${label(n)}`), ...below);
@@ -288,18 +293,20 @@
     return [make("h4", {}, "Answers"), ...cards];
   }
 
+  const truth = (right, yes, no) => (right === undefined ? "" : tag(right ? yes : no, right ? "good" : "bad"));
+
   function verdict(one) {
     const kept = { label_wrong: "replaced by the answer", prediction_wrong: "kept" }[one.verdict];
     return make("div", { class: "verdict" },
       make("p", {}, tag(VERDICTS[one.verdict]), ` decided by ${one.decided_by}`,
         one.votes.length ? `; votes: ${one.votes.map((vote) => VERDICTS[vote] || "none").join(", ")}` : "",
         kept ? `; the label was ${kept}` : "", " ",
-        one.was_right === undefined ? "" : tag(one.was_right ? "label was right" : "label was wrong", one.was_right ? "good" : "bad"), " ",
-        one.right === undefined ? "" : tag(one.right ? "✓ label is right now" : "✗ label is wrong now", one.right ? "good" : "bad")),
+        truth(one.was_right, "truth: ✓ label was right", "truth: ✗ label was wrong"), " ",
+        truth(one.right, "✓ label is right now", "✗ label is wrong now")),
       one.analysis ? make("pre", { dir: "auto" }, one.analysis) : "");
   }
 
-  // --- the page ----------------------------------------------------------------------------------------------------------
+  // --- the page ------------------------------------------------------------------------------------------------------
 
   function options(id, names, present) {
     const wanted = Object.entries(names).filter(([value]) => present.has(value));
@@ -308,15 +315,18 @@
   }
 
   async function show() {
-    const values = named();
-    for (const name of FILTERS) if (form.elements[name].value !== (values.get(name) || "")) form.elements[name].value = values.get(name) || "";
+    if (location.hash.length > 1 && !location.hash.includes("=") && location.hash !== "#samples") return; // a section
+    const values = named(), before = shown;
+    for (const name of FILTERS) form.elements[name].value = values.get(name) || "";
     await drawList(values);
-    if (values.has("sample")) await drawSample(values.get("sample"));
-    else {
-      const before = !article.hidden;
-      close();
-      if (location.hash.includes("=") || before) at("samples").scrollIntoView();
+    if (values.has("sample")) {
+      await drawSample(values.get("sample"));
+      return;
     }
+    close();
+    if (location.hash.includes("=") || before) at("samples").scrollIntoView();
+    const links = [...list.querySelectorAll("a")];
+    if (before) links.find((link) => new URLSearchParams(link.hash.slice(1)).get("sample") === before)?.focus();
   }
 
   let pending = 0;
@@ -339,7 +349,8 @@
   function scrollers() {
     for (const box of document.querySelectorAll(".scroll")) {
       const over = box.scrollWidth > box.clientWidth;
-      for (const [name, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", box.querySelector("caption").textContent]]) {
+      const caption = box.querySelector("caption").textContent;
+      for (const [name, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", caption]]) {
         if (over) box.setAttribute(name, value);
         else box.removeAttribute(name);
       }
@@ -363,8 +374,9 @@
     const categories = [...new Set(rows.map((row) => row.category).filter(Boolean))].sort();
     options("category", Object.fromEntries(categories.map((name) => [name, name])), new Set(categories));
     options("kind", KINDS, new Set(rows.flatMap((row) => [row.kind, ...row.entries.map(([, kind]) => kind)])));
-    const rounds = [...new Set(rows.flatMap((row) => [...row.entries, ...row.answers].map(([r]) => String(r))))];
-    options("round", Object.fromEntries(rounds.filter(Number).sort((a, b) => a - b).map((r) => [r, where(Number(r))])), new Set(rounds));
+    const rounds = new Set(rows.flatMap((row) => [...row.entries, ...row.answers].map(([round]) => round)));
+    const ordered = [...rounds].filter(Boolean).sort((a, b) => a - b).map(String);
+    options("round", Object.fromEntries(ordered.map((round) => [round, where(Number(round))])), new Set(ordered));
     options("verdict", VERDICTS, new Set(rows.flatMap((row) => row.judged.map(([, verdict]) => verdict))));
     options("outcome", OUTCOMES, rows.some((row) => row.answers.length) ? new Set(Object.keys(OUTCOMES)) : new Set());
     at("no-script").hidden = true;

@@ -3,10 +3,13 @@ was decided about its label, where it comes from and what grew from it."""
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from looptool_jax.data.store import DataError, join, read_jsonl, read_samples
+from looptool_jax.data.store import DataError, dump_json, join, read_jsonl, read_samples
 from looptool_jax.evaluation.repair import Labels, is_right, true_labels
 from looptool_jax.report.tables import rounds_of
 from looptool_jax.toolcall import Message, Sample, Target, Tool
@@ -58,15 +61,16 @@ class Judged:
 class Story:
     """A sample of the run. kind: what it began as, a seed, expanded, repeated, rejected or held-out.
 
-    tier, reason, reply: of a rejected expansion. valid: whether an expanded sample's label executes in the world and
-    follows from its request. truth: the true label, where the seed's was corrupted. children: ids of what grew from it.
+    tools: their documents as JSON. tier, reason, reply: of a rejected expansion. valid: whether an expanded sample's
+    label executes in the world and follows from its request. truth: the true label, where the seed's was corrupted.
+    children: ids of what grew from it.
     """
 
     id: str
     kind: str
     category: str = ""
     messages: tuple[Message, ...] = ()
-    tools: tuple[Tool, ...] = ()
+    tools: tuple[str, ...] = ()
     label: Target | None = None
     parent: str | None = None
     scenario: str = ""
@@ -100,13 +104,15 @@ class Stories:
     error_seeds: dict[int, list[str]]
 
 
-def read_stories(run_dir: str, stages: Stages, most: int) -> Stories:
-    """The stories of at most `most` samples. The first to be told are those that were judged and those that grew from
-    errors, then the held-out ones, then the others in the order of the data sets, and rejected expansions last.
+def read_stories(run_dir: str, stages: Stages, most: int, most_bytes: int) -> Stories:
+    """The stories of at most `most` samples, of fewer where those would be more than `most_bytes` of JSON. The first to
+    be told are those that were judged and those that grew from errors, then the held-out ones, then the others in the
+    order of the data sets, and rejected expansions last.
 
     Files are read row by row, so that what is not told takes no memory. Raises DataError.
     """
     order = _order(run_dir, stages)
+    most = max(1, min(most, most_bytes // _usual_bytes(run_dir, stages)))
     told = {id_: Story(id_, "") for id_ in list(order)[:most]}
     _read_heldout(run_dir, stages, told)
     for round_ in _data_rounds(stages):
@@ -145,6 +151,13 @@ def _evaluations(stages: Stages) -> dict[int, str]:
     return ({0: "eval-0"} if "eval-0" in stages else {}) | after
 
 
+def _usual_bytes(run_dir: str, stages: Stages) -> int:
+    """Of the JSON of a sample, a mean over the first of D_1."""
+    rows = islice(read_jsonl(join(run_dir, "round-1/data.jsonl")), 200) if "seed" in stages else ()
+    sizes = [len(dump_json(row)) for row in rows]
+    return sum(sizes) // len(sizes) if sizes else 1
+
+
 def _order(run_dir: str, stages: Stages) -> dict[str, None]:
     """The ids of all samples of the run, the ones to tell first at the front."""
     files = [f"round-{round_}/judge/judgements.jsonl" for round_, _ in rounds_of(stages, "judge")]
@@ -161,8 +174,8 @@ def _fill(story: Story, sample: Sample, kind: str = "") -> None:
     first = (*sample.lineage, sample.origin)[0]
     own = sample.origin if sample.origin.parent else first
     story.kind = kind or story.kind or ("seed" if own.kind in ("seed", "seed_new") else own.kind)
-    story.category, story.messages, story.tools = sample.category, sample.messages, sample.tools
-    story.label = sample.target
+    story.category, story.messages, story.label = sample.category, sample.messages, sample.target
+    story.tools = tuple(sys.intern(json.dumps(tool.to_json(), ensure_ascii=False)) for tool in sample.tools)
     story.parent = story.parent or own.parent
     story.scenario = story.scenario or own.scenario or ""
 
@@ -200,7 +213,8 @@ def _read_judgements(run_dir: str, round_: int, told: dict[str, Story], truths: 
         if truths is not None and story.kind == "seed":
             story.truth = truths.get(story.id)
             true = {story.id: story.truth or story.entries[0].label}  # a seed enters with its label as it came
-            sample = Sample(story.id, story.tools, story.messages, _label_in(story, round_))
+            tools = tuple(Tool.from_json(json.loads(document)) for document in story.tools)
+            sample = Sample(story.id, tools, story.messages, _label_in(story, round_))
             was_right = is_right(sample, sample.target, true)
             right = is_right(sample, left[story.id], true) if story.id in left else None
         story.judged.append(

@@ -13,6 +13,7 @@ from looptool_jax.toolcall import Call, Parsed, Target, parse
 
 MOST_WORDS = 800  # of a side; the time grows with the product of both
 _WORDS = re.compile(r"\s+|\w+|.", re.DOTALL)
+_BREAKS = re.compile(r"(\n\s*)")
 
 Side = list[str]
 """Pieces of one side in turn: the same on both sides, only here, the same, ... (the first may be empty)."""
@@ -58,10 +59,13 @@ def word_diff(first: str, second: str) -> tuple[Side, Side]:
 
 
 def side_html(side: Side, kind: str) -> str:
-    """One side as markup: what stands here alone in `<del>` (kind "del", the first side) or `<ins>`."""
-    return "".join(
-        f"<{kind}>{text(piece)}</{kind}>" if number % 2 else text(piece) for number, piece in enumerate(side) if piece
-    )
+    """One side as markup: what stands here alone in `<del>` (kind "del", the first side) or `<ins>`, line by line."""
+    parts = []
+    for number, piece in enumerate(side):
+        for line in _BREAKS.split(piece):
+            marked = number % 2 and line.strip()
+            parts.append(f"<{kind}>{text(line)}</{kind}>" if marked else text(line))
+    return "".join(parts)
 
 
 def _side(words: Sequence[str], same: Sequence[tuple[int, int]]) -> Side:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ from looptool_jax.data.store import write_samples
 from looptool_jax.report.html import write_report
 from looptool_jax.toolcall import Call, Message, Sample, Target, Tool
 
-sys.path.insert(0, str(Path(__file__).parent))
-from scripted_run import make_run
+from .scripted_run import make_run
 
 ATTACK = (
     "</script><script>document.title='owned'</script><!--<script>\"'&</pre><img src=x onerror=alert(2)>"

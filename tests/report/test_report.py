@@ -16,14 +16,15 @@ from pathlib import Path
 
 import pytest
 import rich.console
-from conftest import ATTACK, rows_of
-from scripted_run import make_run
 
 from looptool_jax.data.store import DataError, read_text
 from looptool_jax.evaluation.intervals import wilson
 from looptool_jax.report import html
 from looptool_jax.report.html import write_report
 from looptool_jax.report.tables import run_tables
+
+from .conftest import ATTACK, rows_of
+from .scripted_run import make_run
 
 TAG_NAMES = """html head meta link title style body a header h1 h2 h3 h4 p nav ul li main section dl div dt dd b span
 table caption thead tbody tr th td figure figcaption svg desc path text g circle rect polyline polygon details summary
@@ -253,6 +254,18 @@ def test_more_samples_than_a_page_holds(run_dir, monkeypatch):
     assert f"This page holds 20 of the {whole['index']['total']:,} samples of the run" in page.text
     assert len(index["rows"]) == 20 and index["total"] == len(whole["index"]["rows"])
     assert all(row[6] or row[3] == "expanded" for row in index["rows"]), "judged and grown ones come first"
+
+
+def test_fewer_large_samples_than_small_ones(run_dir, monkeypatch):
+    total = parts_of(page_of(run_dir))["index"]["total"]
+    sizes = [len(json.dumps(row, ensure_ascii=False).encode()) for row in rows_of(f"{run_dir}/round-1/data.jsonl")]
+    try:
+        monkeypatch.setattr(html, "MOST_BYTES", 30 * sum(sizes) // len(sizes))
+        index = parts_of(Page(read_text(write_report(run_dir))))["index"]
+    finally:
+        monkeypatch.undo()
+        write_report(run_dir)
+    assert 29 <= len(index["rows"]) <= 30 and index["total"] == total
 
 
 def test_a_directory_without_a_run_gets_no_report(tmp_path):

@@ -11,7 +11,8 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 import pytest
-from conftest import rows_of
+
+from .conftest import rows_of
 
 PHONE = {"viewport": {"width": 320, "height": 700}, "has_touch": True}
 DESK = {"viewport": {"width": 1280, "height": 900}}
@@ -169,7 +170,15 @@ def test_by_keyboard_alone(run_dir, watched):
     page.keyboard.press("Shift+Tab")
     assert "Back to the list" in page.evaluate("document.activeElement.textContent")
     page.keyboard.press("Enter")
-    expect(page, "document.getElementById('sample').hidden")
+    expect(
+        page, "document.getElementById('sample').hidden && document.activeElement.matches('#results li:first-child a')"
+    )
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#sample-title")
+    page.focus("nav a[href='#training']")
+    page.keyboard.press("Enter")
+    expect(page, "Math.abs(document.getElementById('training').getBoundingClientRect().top) < 100")
+    assert page.is_visible("#sample-title"), "a section's link leaves the sample open"
 
 
 @pytest.mark.parametrize("width", [320, 400])
