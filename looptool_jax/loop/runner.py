@@ -130,22 +130,24 @@ class Runner:
             raise ModelError("policy.dtype: int8 weights cannot be trained; set train.lora, or use bfloat16")
         longest = (cfg.train.answers.prompt_tokens, cfg.train.answers.answer_tokens)
         alignment(resolved_attention(cfg.policy.attention, self.pool.mesh), cfg.train.grpo.micro_tokens, *longest)
-        models = [cfg.policy]
+        for model in dict.fromkeys(self._models().values()):
+            self.pool.check(model)
+
+    def _models(self) -> dict[str, ModelConfig]:
+        """The models that the stages need, by their roles."""
+        cfg = self.cfg
+        models = {"policy": cfg.policy}
         if not cfg.static and (cfg.rounds > 1 or cfg.finish_loop):
             expands = cfg.expand.enabled and cfg.compose.expanded_part == "expand"
             if cfg.judge.enabled or (expands and cfg.expand.verify != "rules"):
-                models.append(cfg.judge_model)
+                models["judge"] = cfg.judge_model
             if expands:
-                models.append(cfg.generator_model or cfg.judge_model)
-        for model in dict.fromkeys(models):
-            self.pool.check(model)
+                models["generator"] = cfg.generator_model or cfg.judge_model
+        return models
 
     def _record_environment(self) -> None:
-        cfg = self.cfg
-        roles = {"policy": cfg.policy, "judge": cfg.judge_model, "generator": cfg.generator_model or cfg.judge_model}
-        used = {role: model for role, model in roles.items() if model.path or model.endpoint}
-        sizes = {role: self.pool.active_parameters(model) for role, model in used.items()}
-        record_environment(self.path("environment.jsonl"), sizes, cfg.train.lora is not None)
+        sizes = {role: self.pool.active_parameters(model) for role, model in self._models().items()}
+        record_environment(self.path("environment.jsonl"), sizes, self.cfg.train.lora is not None)
 
     # --- the policy of a round --------------------------------------------------------------------------------------
 
