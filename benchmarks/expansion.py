@@ -99,7 +99,7 @@ def arguments(sample: Sample) -> list[str]:
 def accuracies(cfg: RunConfig, path: str, sets: Sequence[Sequence[Sample]]) -> list[str]:
     with tempfile.TemporaryDirectory() as out:
         policy = ModelPool(cfg.mesh, out).lend(replace(cfg.policy, path=path))
-        found = [evaluate(policy, samples, cfg.evaluate, out, lambda *_: None) for samples in sets]
+        found = [evaluate(policy, samples, cfg.evaluate, out, lambda _: None) for samples in sets]
     return [f"{each['accuracy']:.0%} of {each['items']}" if each["items"] else "–" for each in found]
 
 

@@ -43,12 +43,12 @@ def main() -> None:
         policy = Answerer(load_language_model(ModelConfig(locate(args.model), args.format, dtype), mesh), args.thinking)
         samples = [s for s in generate("heldout", 2 * args.samples, 5) if policy.prompt_length(s) <= args.prompt_tokens]
         samples = samples[: args.samples]
-        stepwise = policy.greedy(samples, sizes, lambda *_: None)
+        stepwise = policy.greedy(samples, sizes, lambda _: None)
         guesses = [[answer.tokens] for answer in stepwise]
         drafts.NEAR_TIE[dtype] = 0.0
-        unbounded = policy.greedy(samples, sizes, lambda *_: None, guesses)
+        unbounded = policy.greedy(samples, sizes, lambda _: None, guesses)
         drafts.NEAR_TIE[dtype] = bound
-        bounded = policy.greedy(samples, sizes, lambda *_: None, guesses)
+        bounded = policy.greedy(samples, sizes, lambda _: None, guesses)
         rows.append([
             dtype, different(stepwise, unbounded), f"{apart(stepwise, unbounded):.1e}", str(bound),
             different(stepwise, bounded), f"{sum(answer.near_tie for answer in bounded)} of {len(samples)}",

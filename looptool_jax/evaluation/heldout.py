@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from looptool_jax.data.store import join, write_jsonl
-from looptool_jax.inference.answers import NO_ANSWERS, AnswerConfig, Answerer, OnTokens, label_and_last
+from looptool_jax.inference.answers import NO_ANSWERS, AnswerConfig, Answerer, label_and_last
 from looptool_jax.toolcall import Sample, match
 
 
@@ -26,7 +26,7 @@ def evaluate(
     samples: Sequence[Sample],
     cfg: EvalConfig,
     out: str,
-    on_tokens: OnTokens,
+    on_tokens: Callable[[int], None],
     last: Mapping[str, Sequence[int]] = NO_ANSWERS,
 ) -> dict[str, Any]:
     """Accuracy on the samples; writes `out/results.jsonl`, a row an item, and returns the metrics.

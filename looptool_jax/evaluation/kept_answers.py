@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from looptool_jax.data.store import DataError, Progress, join
-from looptool_jax.inference.answers import AnswerConfig, Answerer, OnTokens
+from looptool_jax.inference.answers import AnswerConfig, Answerer
 from looptool_jax.parallel.processes import meet, stop_if_preempted
 from looptool_jax.toolcall import Sample
 
@@ -26,7 +26,7 @@ class KeptAnswers:
     """Greedy answers, committed chunk by chunk to `out/progress.jsonl`. Asked the same again after a kill, it gives
     back what is there and goes on behind it."""
 
-    def __init__(self, policy: Answerer, cfg: AnswerConfig, out: str, on_tokens: OnTokens) -> None:
+    def __init__(self, policy: Answerer, cfg: AnswerConfig, out: str, on_tokens: Callable[[int], None]) -> None:
         self.policy, self.cfg, self.on_tokens = policy, cfg, on_tokens
         self._progress = Progress(join(out, "progress.jsonl"))
         self._kept = self._progress.rows()

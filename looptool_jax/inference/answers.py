@@ -18,16 +18,15 @@ if TYPE_CHECKING:
     from looptool_jax.inference.engine import DecoderEngine
     from looptool_jax.inference.scoring import Scorer
 
-
-class OnTokens(Protocol):
-    """Is told how many tokens were generated, and of how many tokens the prompts are that were read."""
-
-    def __call__(self, generated: int, prompts: int = 0, /) -> None: ...
-
+OnTokens = Callable[[int], None]
 
 DRAFTS = 2  # most guesses of one answer
 CHOICE_TOKENS = 32  # most of a reply to choose
 NO_ANSWERS: Mapping[str, Sequence[int]] = MappingProxyType({})
+
+
+def ignore(count: int) -> None:
+    """For callers who need no tokens counted."""
 
 
 @dataclass
@@ -85,16 +84,17 @@ class ChatModel(Protocol):
         top_k: int = 0,
     ) -> list[Answer]:
         """One reply for each request, in their order. A prompt that does not fit gets an empty answer (finish
-        "prompt_too_long"). top_k: 0 is off."""
+        "prompt_too_long"). on_tokens: told how many tokens were generated. top_k: 0 is off."""
         ...
 
 
 class Answerer:
-    """A language model as the stages see it."""
+    """A language model as the stages see it. on_prompts: told of how many tokens the prompts are that it reads."""
 
-    def __init__(self, lm: LanguageModel, thinking: bool = False) -> None:
+    def __init__(self, lm: LanguageModel, thinking: bool = False, on_prompts: OnTokens = ignore) -> None:
         self.lm = lm
         self.thinking = thinking
+        self.on_prompts = on_prompts
 
     def prompt(self, sample: Sample) -> list[int]:
         """Token ids of the sample's prompt, the generation prompt included."""
@@ -130,12 +130,8 @@ class Answerer:
         """
         if not samples:
             return []
-        prompts = [self.prompt(sample) for sample in samples]
-        on_tokens(0, sum(map(len, prompts)))
-        requests = [
-            Request(sample.id, prompt, (0, 0), 0.0, cfg.answer_tokens)
-            for sample, prompt in zip(samples, prompts, strict=True)
-        ]
+        requests = [Request(sample.id, self.prompt(sample), (0, 0), 0.0, cfg.answer_tokens) for sample in samples]
+        self._read(requests)
         engine, params, progress = self.greedy_engine(cfg), self.lm.params, _increments(on_tokens)
         known = [[guess for guess in guesses if guess] for guesses in drafts or ()]
         if not self.exact_drafts or not any(known):
@@ -154,14 +150,13 @@ class Answerer:
         on_tokens: OnTokens,
     ) -> list[list[Answer]]:
         """`group` sampled answers of each sample; the keys belong to the samples."""
-        if not samples:
-            return []
-        prompts = [self.prompt(sample) for sample in samples]
-        on_tokens(0, sum(map(len, prompts)))
         requests = [
-            Request(sample.id, prompt, key, temperature, cfg.answer_tokens)
-            for sample, prompt, key in zip(samples, prompts, keys, strict=True)
+            Request(sample.id, self.prompt(sample), key, temperature, cfg.answer_tokens)
+            for sample, key in zip(samples, keys, strict=True)
         ]
+        if not requests:
+            return []
+        self._read(requests)
         groups = generate(self.engine(cfg, group=group), self.lm.params, requests, _increments(on_tokens))
         return [[self._answer(completion) for completion in completions] for completions in groups]
 
@@ -189,7 +184,7 @@ class Answerer:
         ]
         replies: Iterator[list[Completion]] = iter(())
         if runnable:
-            on_tokens(0, sum(len(request.tokens) for request in runnable))
+            self._read(runnable)
             engine, scorer = self.engine(cfg, top_p=top_p, top_k=top_k), self.prompt_scorer(cfg)
             replies = iter(generate(engine, self.lm.params, runnable, _increments(on_tokens), scorer))
         return [self._reply(next(replies)[0]) if fit else Answer("", [], [], "prompt_too_long") for fit in fits]
@@ -211,8 +206,8 @@ class Answerer:
         if (longest := max(map(len, replies))) > CHOICE_TOKENS:
             raise ValueError(f"a reply to choose has {longest} tokens; the most is {CHOICE_TOKENS}")
         scorer = self.chooser(cfg, len(choices))
+        self.on_prompts(sum(starts))
         chosen: list[int | None] = [None] * len(requests)
-        on_tokens(0, sum(starts))
         params = self.lm.params
         for rows in scorer.rows_of(families):
             stop_if_preempted()
@@ -246,6 +241,9 @@ class Answerer:
     def chooser(self, cfg: AnswerConfig, choices: int) -> Scorer:
         """What scores the replies of `choose`."""
         return self.lm.scorer(longest=cfg.prompt_tokens + CHOICE_TOKENS, members=choices)
+
+    def _read(self, requests: Sequence[Request]) -> None:
+        self.on_prompts(sum(len(request.tokens) for request in requests))
 
     def _reply(self, completion: Completion) -> Answer:
         ids = completion.tokens[:-1] if completion.finish == "stop" else completion.tokens

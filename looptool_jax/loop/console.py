@@ -76,10 +76,13 @@ class Console:
         self._figures |= figures
         self._show()
 
-    def tokens(self, count: int, prompts: int = 0, /) -> None:
-        """`count` more tokens were generated, prompts of `prompts` tokens read."""
+    def prompts(self, count: int) -> None:
+        """Prompts of `count` more tokens were read."""
+        self.prompt_token_count += count
+
+    def tokens(self, count: int) -> None:
+        """`count` more tokens were generated."""
         self.token_count += count
-        self.prompt_token_count += prompts
         self._show()
 
     @property

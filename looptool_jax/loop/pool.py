@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from looptool_jax.data.files import is_url, join, local_path
-from looptool_jax.inference.answers import Answerer, ChatModel
+from looptool_jax.inference.answers import Answerer, ChatModel, OnTokens, ignore
 from looptool_jax.inference.lm import EndpointConfig, LanguageModel, ModelConfig, load_language_model, read_description
 from looptool_jax.models import decoder
 from looptool_jax.models.config import DecoderConfig, ModelError
@@ -34,21 +34,23 @@ class ModelPool:
     devices, the others wait in pinned host memory, and only the `keep` models that were lent last are kept.
 
     folder: of the run; models are converted into `models` there, and what servers reply is kept in `replies`.
+    on_prompts: told of how many tokens the prompts are that models read.
     """
 
-    def __init__(self, mesh: MeshConfig, folder: str, keep: int = KEEP) -> None:
+    def __init__(self, mesh: MeshConfig, folder: str, keep: int = KEEP, on_prompts: OnTokens = ignore) -> None:
         keep_compiled_programs()
         self.mesh = make_mesh(mesh)
         self.folder = folder
         self.shared = None if is_url(folder) else join(folder, "models")
         self.keep = keep
+        self.on_prompts = on_prompts
         self.turns = Turns()
         self._loaded: dict[ModelConfig, LanguageModel] = {}
         self._servers: dict[EndpointConfig, EndpointChatModel] = {}
 
     def lend(self, cfg: ModelConfig, folder: str | None = None) -> Answerer:
         """The configured model, or its weights or adapters in `folder` (a round's policy). Raises ModelError."""
-        return Answerer(self._model(cfg, folder or cfg.place), cfg.thinking)
+        return Answerer(self._model(cfg, folder or cfg.place), cfg.thinking, self.on_prompts)
 
     def lend_chat(self, cfg: ModelConfig) -> ChatModel:
         """The configured judge or generator. Raises ModelError, EndpointError."""
@@ -58,7 +60,7 @@ class ModelPool:
         from looptool_jax.inference.endpoint import EndpointChatModel
 
         if cfg not in self._servers:
-            self._servers[cfg] = EndpointChatModel(cfg, join(self.folder, "replies"))
+            self._servers[cfg] = EndpointChatModel(cfg, join(self.folder, "replies"), self.on_prompts)
         return self._servers[cfg]
 
     def _model(self, cfg: ModelConfig, name: str) -> LanguageModel:

@@ -71,7 +71,7 @@ class Runner:
 
     def __init__(self, cfg: RunConfig, console: Console) -> None:
         self.cfg, self.console = cfg, console
-        self.pool = ModelPool(cfg.mesh, cfg.run_dir)
+        self.pool = ModelPool(cfg.mesh, cfg.run_dir, on_prompts=console.prompts)
         self.ledger: Ledger | None = None
 
     def run(self) -> Manifest:

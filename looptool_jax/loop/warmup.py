@@ -375,4 +375,4 @@ def _mistakes(lm: LanguageModel, cfg: NanoConfig, stage: int) -> list[dict[str, 
 
 
 def _answers(lm: LanguageModel, samples: Sequence[Sample]) -> list[str]:
-    return [answer.text for answer in Answerer(lm).greedy(samples, _SIZES, lambda *_: None)]
+    return [answer.text for answer in Answerer(lm).greedy(samples, _SIZES, lambda tokens: None)]

@@ -54,20 +54,19 @@ def test_an_answer_is_canonical_and_a_reply_is_as_written(answerer):
         assert reply.text == text and answer.tokens == reply.tokens == ids
         found = parse(answer.text)
         assert found == parsed if parsed else isinstance(found, ParseFailure)
-    said = answerer.chat([ChatRequest("a", [Message("user", "one")])], CFG, lambda *_: None)
-    assert said[0].tokens == answerer.greedy(asking("one"), CFG, lambda *_: None)[0].tokens
+    said = answerer.chat([ChatRequest("a", [Message("user", "one")])], CFG, lambda _: None)
+    assert said[0].tokens == answerer.greedy(asking("one"), CFG, lambda _: None)[0].tokens
 
 
 def test_groups_follow_their_samples_and_keys(answerer):
     samples, keys = asking("one", "two", "three"), [(0, 1), (0, 2), (0, 3)]
-    counted: list[tuple[int, int]] = []
-    groups = answerer.groups(
-        samples, 3, keys, 1.0, CFG, lambda generated, prompts=0: counted.append((generated, prompts))
-    )
-    generated, prompts = (sum(column) for column in zip(*counted, strict=True))
-    assert generated == sum(len(answer.tokens) for group in groups for answer in group)
-    assert prompts == sum(map(answerer.prompt_length, samples)), "a prompt is read once for its group"
-    backwards = answerer.groups(samples[::-1], 3, keys[::-1], 1.0, CFG, lambda *_: None)
+    counted = []
+    groups = answerer.groups(samples, 3, keys, 1.0, CFG, counted.append)
+    assert sum(counted) == sum(len(answer.tokens) for group in groups for answer in group)
+    read: list[int] = []
+    Answerer(answerer.lm, on_prompts=read.append).groups(samples, 3, keys, 1.0, CFG, lambda _: None)
+    assert sum(read) == sum(map(answerer.prompt_length, samples)), "a prompt is read once for its group"
+    backwards = answerer.groups(samples[::-1], 3, keys[::-1], 1.0, CFG, lambda _: None)
     assert backwards[::-1] == groups
     assert len({tuple(answer.tokens) for group in groups for answer in group}) > 3
 
@@ -75,10 +74,10 @@ def test_groups_follow_their_samples_and_keys(answerer):
 def test_what_does_not_fit_is_an_error_for_samples_and_an_empty_reply_for_chats(answerer):
     long = "x" * 100
     with pytest.raises(PromptTooLong, match=f"request {long}"):
-        answerer.greedy(asking("short", long), CFG, lambda *_: None)
+        answerer.greedy(asking("short", long), CFG, lambda _: None)
     texts = ("one", long, "two")
-    replies = answerer.chat([ChatRequest(text[:5], [Message("user", text)]) for text in texts], CFG, lambda *_: None)
+    replies = answerer.chat([ChatRequest(text[:5], [Message("user", text)]) for text in texts], CFG, lambda _: None)
     assert (replies[1].text, replies[1].tokens, replies[1].finish) == ("", [], "prompt_too_long")
-    answers = answerer.greedy(asking("one", "two"), CFG, lambda *_: None)
+    answers = answerer.greedy(asking("one", "two"), CFG, lambda _: None)
     assert [replies[0].tokens, replies[2].tokens] == [answer.tokens for answer in answers]
     assert replies[0].tokens

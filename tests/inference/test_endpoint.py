@@ -65,14 +65,14 @@ def test_replies_come_in_the_order_of_the_requests_and_so_many_at_a_time(model):
         return echo(body)
 
     served = model(slow_at_first, concurrency=4)
-    tokens: list[tuple[int, int]] = []
-    answers = served.chat(
-        requests(20), SIZES, lambda *counts: tokens.append(counts), temperature=0.7, top_p=0.9, top_k=20
-    )
+    tokens: list[int] = []
+    prompts: list[int] = []
+    served.on_prompts = prompts.append
+    answers = served.chat(requests(20), SIZES, tokens.append, temperature=0.7, top_p=0.9, top_k=20)
     assert [answer.text for answer in answers] == [f"reply to question {i}" for i in range(20)]
     assert {(*answer.tokens, *answer.logprobs, answer.finish) for answer in answers} == {("stop",)}
     assert served.server.most_at_once == 4
-    assert tokens == [(4, 10)] * 20
+    assert tokens == [4] * 20 and prompts == [10] * 20
     bodies = {body["messages"][-1]["content"]: body for body in served.server.bodies}
     assert bodies["question 3"] == {
         "model": "some/model",
@@ -87,12 +87,12 @@ def test_nothing_is_asked_twice(model):
     first = ask(served, doubled)
     assert len(served.server.bodies) == 5 and first[:5] == first[5:]
     again = EndpointChatModel(replace(served.cfg, concurrency=1, tries=1), served.folder)
-    told: list[tuple[int, int]] = []
-    assert [answer.text for answer in again.chat(doubled, SIZES, lambda *counts: told.append(counts))] == first
+    told: list[int] = []
+    assert [answer.text for answer in again.chat(doubled, SIZES, told.append)] == first
     assert len(served.server.bodies) == 5 and told == []
     for change in ({"temperature": 0.5}, {"top_p": 0.5}, {"top_k": 5}):
         ask(again, requests(1), **change)
-    again.chat(requests(1), replace(SIZES, answer_tokens=25), lambda *counts: told.append(counts))
+    again.chat(requests(1), replace(SIZES, answer_tokens=25), told.append)
     ask(again, [replace(requests(1)[0], key=(2, 0))])
     ask(EndpointChatModel(replace(served.cfg, model="another"), served.folder), requests(1))
     assert len(served.server.bodies) == 11

@@ -47,8 +47,8 @@ class Policy:
 
     thinking = False
 
-    def __init__(self, truths: Truths, round_: int, spoil=lambda text: text) -> None:
-        self.truths, self.round, self.spoil = truths, round_, spoil
+    def __init__(self, truths: Truths, round_: int, on_prompts, spoil) -> None:
+        self.truths, self.round, self.on_prompts, self.spoil = truths, round_, on_prompts, spoil
 
     def prompt_length(self, sample: Sample) -> int:
         return 100
@@ -57,7 +57,7 @@ class Policy:
         return [1]
 
     def greedy(self, samples: Sequence[Sample], cfg, on_tokens, drafts=None) -> list[Answer]:
-        on_tokens(0, 100 * len(samples))
+        self.on_prompts(100 * len(samples))
         return [self._answer(sample) for sample in samples]
 
     def _answer(self, sample: Sample) -> Answer:
@@ -78,7 +78,7 @@ class Policy:
 class JudgeAndGenerator:
     """Prefers the response that the truth is among; writes an error seed again, every other time without its label."""
 
-    def __init__(self, truths: Truths, spoil=lambda text: text) -> None:
+    def __init__(self, truths: Truths, spoil) -> None:
         self.truths, self.spoil = truths, spoil
 
     def chat(self, requests, cfg, on_tokens, **sampling) -> list[Answer]:
@@ -116,7 +116,8 @@ def _train(policy, samples, cfg, reward, seed, round_, out, console) -> dict:
     ]  # fmt: skip
     write_jsonl(f"{out}/steps.jsonl", rows)
     write_jsonl(f"{out}/policy", [])
-    console.tokens(5400, 2400)
+    console.prompts(2400)
+    console.tokens(5400)
     return {
         "steps": STEPS, "reward_first": 0.4, "reward_last": 0.6, "zero_variance": 0.5, "truncated": 0.0,
         "grad_norm": 0.1, "answer_tokens": 5400,
@@ -131,7 +132,7 @@ def make_run(run_dir: Path, monkeypatch, *settings: str, spoil=lambda text: text
     truths = Truths(run_dir)
 
     def lend(model, folder=None) -> Policy:
-        return Policy(truths, int(folder.rpartition("round-")[2][0]) if folder else 0, spoil)
+        return Policy(truths, int(folder.rpartition("round-")[2][0]) if folder else 0, run.console.prompts, spoil)
 
     run.pool = SimpleNamespace(  # type: ignore[assignment]
         check=lambda model: None, lend=lend, lend_chat=lambda model: JudgeAndGenerator(truths, spoil),

@@ -15,7 +15,7 @@ from looptool_jax.evaluation.acebench import agent
 from looptool_jax.evaluation.acebench.data import CATEGORIES, AceRow
 from looptool_jax.evaluation.acebench.scores import accuracy, averages
 from looptool_jax.evaluation.kept_answers import KeptAnswers
-from looptool_jax.inference.answers import AnswerConfig, Answerer, OnTokens
+from looptool_jax.inference.answers import AnswerConfig, Answerer
 from looptool_jax.toolcall import Match, ParseFailure, Sample, match_acebench, parse
 from looptool_jax.toolcall.acebench_match import match_official_text
 
@@ -27,7 +27,7 @@ def evaluate(
     rows: Sequence[AceRow],
     cfg: AnswerConfig,
     out: str,
-    on_tokens: OnTokens,
+    on_tokens: Callable[[int], None],
     on_done: Callable[[int], None],
     tasks: Sequence[agent.AgentRow] = (),
     classes: dict[str, type] | None = None,

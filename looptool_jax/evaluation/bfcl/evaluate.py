@@ -16,7 +16,7 @@ from looptool_jax.evaluation.bfcl.dialogue import STEPS, Trajectory, converse
 from looptool_jax.evaluation.bfcl.multi_turn import MultiTurnRow, match_multi_turn
 from looptool_jax.evaluation.bfcl.scores import AGENTIC, averages, official_overall
 from looptool_jax.evaluation.kept_answers import Given, KeptAnswers
-from looptool_jax.inference.answers import AnswerConfig, Answerer, OnTokens
+from looptool_jax.inference.answers import AnswerConfig, Answerer
 from looptool_jax.toolcall import Match, ParseFailure, match_bfcl, parse
 
 
@@ -26,7 +26,7 @@ def evaluate(
     dialogues: Sequence[MultiTurnRow],
     cfg: AnswerConfig,
     out: str,
-    on_tokens: OnTokens,
+    on_tokens: Callable[[int], None],
     on_done: Callable[[int], None],
 ) -> dict[str, Any]:
     """Answer and score the rows. Writes `out/results.jsonl`, a row a result, and `out/scores.json`, what is returned:
