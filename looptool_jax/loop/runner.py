@@ -90,7 +90,7 @@ class Runner:
                 self.console.say("everything is done already")
             else:
                 self._check_models()
-                processes.by_first(self._record_environment)
+                self._record_environment()
             for stage in stages:
                 if manifest.done(stage.name):
                     self._clean(stage)
@@ -147,7 +147,8 @@ class Runner:
 
     def _record_environment(self) -> None:
         sizes = {role: self.pool.active_parameters(model) for role, model in self._models().items()}
-        record_environment(self.path("environment.jsonl"), sizes, self.cfg.train.lora is not None)
+        adapters = self.cfg.train.lora is not None
+        processes.by_first(lambda: record_environment(self.path("environment.jsonl"), sizes, adapters))
 
     # --- the policy of a round --------------------------------------------------------------------------------------
 
