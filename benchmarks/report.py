@@ -6,6 +6,9 @@
 A run of so many samples is made of the given one: its rows repeated under new ids, their conversations and tools those
 of the file, in turn, the tools of every repetition with words of their own (so that they are not kept once for all).
 Needs playwright and a Chromium; `--chromium` names it.
+
+    npm pack axe-core && tar xzf axe-core-*.tgz
+    python benchmarks/report.py /tmp/run --axe package/axe.min.js     # what axe has to say of the run's own report
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from looptool_jax.data.importers import import_file
+from looptool_jax.evaluation import heldout  # noqa: F401  (JAX, which a run has loaded when it writes its report)
 from looptool_jax.report import html
 from looptool_jax.report.html import write_report
 
@@ -39,13 +43,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--samples", type=int, default=20_000)
-    parser.add_argument("--conversations", type=Path, required=True)
+    parser.add_argument("--conversations", type=Path)
     parser.add_argument("--format", default="openai")
     parser.add_argument("--chromium", default=shutil.which("chromium"))
+    parser.add_argument("--axe", type=Path)
     args = parser.parse_args()
     started = time.monotonic()
-    write_report(str(args.run))
-    print(f"report of {args.run} itself: written in {time.monotonic() - started:.2f} s")
+    own = Path(write_report(str(args.run)))
+    size = own.stat().st_size / 1e6
+    print(f"report of {args.run} itself: {size:.1f} MB, written in {time.monotonic() - started:.2f} s")
+    if args.axe:
+        check(own, args.chromium, args.axe)
+    if not args.conversations:
+        return
     with tempfile.TemporaryDirectory() as folder:
         big = Path(folder) / "run"
         conversations = [sample.to_json() for sample in import_file(str(args.conversations), args.format).samples]
@@ -129,6 +139,30 @@ def browse(page: Path, chromium: str) -> dict[str, float]:
         found["JavaScript heap, MB"] = tab.evaluate("performance.memory.usedJSHeapSize") / 1e6
         browser.close()
     return found
+
+
+def check(page: Path, chromium: str, axe: Path) -> None:
+    """Print axe's violations, all folded parts open and a sample shown, in light and dark, wide and narrow."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as session:
+        browser = session.chromium.launch(executable_path=chromium, args=ARGS)
+        for scheme, width in (("light", 1280), ("dark", 1280), ("light", 340), ("dark", 340)):
+            context = browser.new_context(
+                viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True
+            )  # fmt: skip
+            tab = context.new_page()
+            tab.goto(f"file://{page}#verdict=label_wrong")
+            tab.wait_for_selector("#results li")
+            tab.click("#results a >> nth=0")
+            tab.wait_for_selector("#sample .pair")
+            tab.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
+            tab.add_script_tag(path=axe)
+            found = tab.evaluate("axe.run({resultTypes: ['violations']})")
+            names = [f"{one['id']} ({len(one['nodes'])})" for one in found["violations"]]
+            version = found["testEngine"]["version"]
+            print(f"axe {version}, {scheme}, {width} px: {', '.join(names) or 'no violations'}")
+        browser.close()
 
 
 DRAWS = """async ([name, value]) => {
