@@ -32,14 +32,16 @@ def main() -> None:
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     args = parser.parse_args()
     page = Path(write_report(str(args.run))).resolve()
-    grown = next(row for row in read_jsonl(str(args.run / "round-1/expand/expanded.jsonl")))
-    sample = f"#sample={grown['origin']['parent']}"
+    grown = [row["origin"]["parent"] for row in read_jsonl(str(args.run / "round-1/expand/expanded.jsonl"))]
+    errors = {row["sample"]["id"]: row["sample"] for row in read_jsonl(str(args.run / "round-1/judge/errors.jsonl"))}
+    repaired = next(id_ for id_ in grown if errors[id_]["origin"]["verdict"] == "label_wrong")
+    sample = f"#verdict=label_wrong&sample={repaired}"
     with sync_playwright() as session:
         browser = session.chromium.launch(executable_path=args.chromium, args=ARGS)
         for name, fragment, scheme, viewport, scale in (
             ("report-light", "", "light", DESK, 1),
             ("report-dark", "#training", "dark", DESK, 1),
-            ("report-sample", sample, "light", DESK, 1),
+            ("report-sample", sample, "light", {"width": 1200, "height": 1560}, 1),
             ("report-phone", "#labels", "light", PHONE, 2),
         ):
             context = browser.new_context(viewport=viewport, color_scheme=scheme, device_scale_factor=scale)

@@ -315,7 +315,6 @@
   }
 
   async function show() {
-    if (location.hash.length > 1 && !location.hash.includes("=") && location.hash !== "#samples") return; // a section
     const values = named(), before = shown;
     for (const name of FILTERS) form.elements[name].value = values.get(name) || "";
     await drawList(values);
@@ -387,7 +386,10 @@
     form.elements.text.addEventListener("focus", unpackAll);
     at("previous").addEventListener("click", turn);
     at("next").addEventListener("click", turn);
-    addEventListener("hashchange", show);
+    addEventListener("hashchange", () => {
+      const section = location.hash.length > 1 && !location.hash.includes("=") && location.hash !== "#samples";
+      if (!section) show();
+    });
     await show();
   }
 

@@ -127,10 +127,13 @@ def test_deep_links(run_dir, watched):
     assert page.inner_text("#sample-title") == heldout and page.is_visible("#sample h4:text-is('Answers')")
     page = watch.page
     page.goto("about:blank")
-    watch.requests.remove("about:blank") if "about:blank" in watch.requests else None
     page = watch.open("#verdict=label_wrong&round=1")
     wanted = [row for row in rows_of(f"{run_dir}/round-1/judge/judgements.jsonl") if row["verdict"] == "label_wrong"]
     expect(page, f"document.querySelectorAll('#results li').length === {len(wanted)}")
+    page.goto("about:blank")
+    page = watch.open("#training")
+    expect(page, "document.querySelectorAll('#results li').length > 0")
+    expect(page, "Math.abs(document.getElementById('training').getBoundingClientRect().top) < 100")
     page.evaluate("location.hash = '#sample=nobody'")
     page.wait_for_selector("#sample :text('holds no such sample')")
     page.click("#labels details summary")
