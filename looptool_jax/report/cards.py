@@ -6,7 +6,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from looptool_jax.report.page import text, visible
-from looptool_jax.report.payload import LONGEST
+from looptool_jax.report.payload import LONGEST, cut
 from looptool_jax.report.stories import Judged, Stories, Story
 from looptool_jax.report.word_diff import laid_out, side_html, word_diff
 from looptool_jax.toolcall import Target
@@ -114,7 +114,7 @@ def _seed_card(stories: Stories, story: Story, round_: int) -> str:
 
 def _child(child: Story) -> str:
     if child.kind == "rejected":
-        state = f"{_tag(f'rejected: {child.tier}', False)} {text(child.reason[:300])}"
+        state = f"{_tag(f'rejected: {child.tier}', False)} {text(cut(child.reason))}"
     else:
         state = _tag("accepted", True)
         if child.valid is not None:
@@ -132,12 +132,12 @@ def _card(story: Story, states: str, body: str) -> str:
     return (
         f'<details class="card"><summary><span class="title" dir="auto">{text(story.title)}</span> {states}</summary>'
         f'<p class="note">{_link(story, story.id)}</p>'
-        f'<blockquote dir="auto">{text(story.request[:LONGEST])}</blockquote>{body}</details>'
+        f'<blockquote dir="auto">{text(cut(story.request))}</blockquote>{body}</details>'
     )
 
 
 def _pair(first: str, label: Target, second: str, answer: str) -> str:
-    one, two = word_diff(laid_out(label)[:LONGEST], laid_out(answer)[:LONGEST])
+    one, two = word_diff(cut(laid_out(label)), cut(laid_out(answer)))
     return (
         f'<div class="pair"><div><h4>{first}</h4><pre dir="auto">{side_html(one, "del")}</pre></div>'
         f'<div><h4>{second}</h4><pre dir="auto">{side_html(two, "ins")}</pre></div></div>'
@@ -149,7 +149,7 @@ def _link(story: Story, words: str = "") -> str:
 
 
 def _pre(words: str) -> str:
-    return f'<pre dir="auto">{text(words[:LONGEST])}</pre>'
+    return f'<pre dir="auto">{text(cut(words))}</pre>'
 
 
 def _tag(words: str, good: bool | None = None) -> str:

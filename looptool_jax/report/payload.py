@@ -69,18 +69,18 @@ def _detail(story: Story, stories: Stories, tools: dict[str, int]) -> dict[str, 
     parent = stories.told.get(story.parent or "")
     detail = {
         "messages": [_message(message) for message in story.messages],
-        "tools": [tools.setdefault(_cut(tool), len(tools)) for tool in story.tools],
+        "tools": [tools.setdefault(cut(tool), len(tools)) for tool in story.tools],
         "labels": _labels(story),
         "answers": [_answer(answer) for answer in story.answers],
         "judged": [_judged(judged) for judged in story.judged],
         "parent": visible(parent.id) if parent else "",
         "scenario": visible(story.scenario),
         "children": [visible(child) for child in story.children],
-        "truth": _cut(laid_out(story.truth)) if story.truth else "",
+        "truth": cut(laid_out(story.truth)) if story.truth else "",
         "valid": story.valid,
         "tier": story.tier,
-        "reason": _cut(story.reason),
-        "reply": _cut(story.reply),
+        "reason": cut(story.reason),
+        "reply": cut(story.reply),
     }
     return {key: value for key, value in detail.items() if value not in ("", [], None)}
 
@@ -90,7 +90,7 @@ def _labels(story: Story) -> list[list[Any]]:
     found: list[list[Any]] = []
     entered = [(entry.round, entry.label) for entry in story.entries]
     for round_, label in entered or ([(0, story.label)] if story.label else []):
-        words = _cut(laid_out(label))
+        words = cut(laid_out(label))
         if not found or found[-1][1] != words:
             found.append([round_, words])
     return found
@@ -98,7 +98,7 @@ def _labels(story: Story) -> list[list[Any]]:
 
 def _message(message: Message) -> dict[str, str]:
     parts = [message.content, *(laid_out(Target(calls=(call,))) for call in message.calls)]
-    row = {"role": message.role, "text": _cut("\n".join(filter(None, parts)))}
+    row = {"role": message.role, "text": cut("\n".join(filter(None, parts)))}
     return row | ({"name": visible(message.name)} if message.name else {})
 
 
@@ -108,19 +108,19 @@ def _answer(answer: Answer) -> dict[str, Any]:
     if answer.perplexity is not None:
         row["perplexity"] = answer.perplexity
     if answer.right:
-        return row | {"text": _cut(laid_out(answer.text))}
+        return row | {"text": cut(laid_out(answer.text))}
     return row | {
-        "reason": _cut(answer.reason),
-        "diff": word_diff(_cut(laid_out(answer.label)), _cut(laid_out(answer.text))),
+        "reason": cut(answer.reason),
+        "diff": word_diff(cut(laid_out(answer.label)), cut(laid_out(answer.text))),
     }
 
 
 def _judged(judged: Judged) -> dict[str, Any]:
-    row = {**vars(judged), "analysis": _cut(judged.analysis)}
+    row = {**vars(judged), "analysis": cut(judged.analysis)}
     return {key: value for key, value in row.items() if value is not None}
 
 
-def _cut(words: str) -> str:
+def cut(words: str) -> str:
     """A text that a page can hold, and what it leaves out."""
     if len(words) <= LONGEST:
         return visible(words)
