@@ -27,6 +27,10 @@ CHOICE_TOKENS = 32  # most of a reply to choose
 NO_ANSWERS: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
+def ignore(count: int) -> None:
+    """For callers who need no tokens counted."""
+
+
 @dataclass
 class AnswerConfig:
     """Sizes of the engine that answers.
@@ -94,11 +98,12 @@ class ChatModel(Protocol):
 
 
 class Answerer:
-    """A language model as the stages see it."""
+    """A language model as the stages see it. on_prompts: told of how many tokens the prompts are that it reads."""
 
-    def __init__(self, lm: LanguageModel, thinking: bool = False) -> None:
+    def __init__(self, lm: LanguageModel, thinking: bool = False, on_prompts: OnTokens = ignore) -> None:
         self.lm = lm
         self.thinking = thinking
+        self.on_prompts = on_prompts
 
     def prompt(self, sample: Sample) -> list[int]:
         """Token ids of the sample's prompt, the generation prompt included."""
@@ -135,6 +140,7 @@ class Answerer:
         if not samples:
             return []
         requests = [Request(sample.id, self.prompt(sample), (0, 0), 0.0, cfg.answer_tokens) for sample in samples]
+        self._read(requests)
         engine, params, progress = self.greedy_engine(cfg), self.lm.params, _increments(on_tokens)
         known = [[guess for guess in guesses if guess] for guesses in drafts or ()]
         if not self.exact_drafts or not any(known):
@@ -159,6 +165,7 @@ class Answerer:
         ]
         if not requests:
             return []
+        self._read(requests)
         groups = generate(self.engine(cfg, group=group), self.lm.params, requests, _increments(on_tokens))
         return [[self._answer(completion) for completion in completions] for completions in groups]
 
@@ -194,6 +201,7 @@ class Answerer:
 
         replies: Iterator[list[Completion]] = iter(())
         if runnable:
+            self._read(runnable)
             engine, scorer = self.engine(cfg, top_p=top_p, top_k=top_k), self.prompt_scorer(cfg)
             replies = iter(generate(engine, self.lm.params, runnable, _increments(on_tokens), scorer, constrain))
         return [self._reply(next(replies)[0]) if fit else Answer("", [], [], "prompt_too_long") for fit in fits]
@@ -215,6 +223,7 @@ class Answerer:
         if (longest := max(map(len, replies))) > CHOICE_TOKENS:
             raise ValueError(f"a reply to choose has {longest} tokens; the most is {CHOICE_TOKENS}")
         scorer = self.chooser(cfg, len(choices))
+        self.on_prompts(sum(starts))
         chosen: list[int | None] = [None] * len(requests)
         params = self.lm.params
         for rows in scorer.rows_of(families):
@@ -253,6 +262,9 @@ class Answerer:
     @functools.cached_property
     def _grammars(self) -> Grammars:
         return Grammars(self.lm.tokenizer, self.lm.cfg.vocab_size)
+
+    def _read(self, requests: Sequence[Request]) -> None:
+        self.on_prompts(sum(len(request.tokens) for request in requests))
 
     def _reply(self, completion: Completion) -> Answer:
         ids = completion.tokens[:-1] if completion.finish == "stop" else completion.tokens

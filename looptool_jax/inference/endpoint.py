@@ -20,7 +20,7 @@ import jax
 
 from looptool_jax.data.files import read_many, read_present
 from looptool_jax.data.store import DataError, dump_json, join, list_names, parse_json, write_bytes
-from looptool_jax.inference.answers import Answer, AnswerConfig, ChatRequest, OnTokens
+from looptool_jax.inference.answers import Answer, AnswerConfig, ChatRequest, OnTokens, ignore
 from looptool_jax.inference.lm import EndpointConfig
 from looptool_jax.inference.openai_api import ChatApi, EndpointError, Reply, request_body
 from looptool_jax.parallel.processes import Preempted, by_first, is_first, preempted
@@ -36,9 +36,10 @@ _log = logging.getLogger(__name__)
 class EndpointChatModel:
     """A model behind a server as the stages see it (a `ChatModel`). Of several processes the first one asks."""
 
-    def __init__(self, cfg: EndpointConfig, folder: str) -> None:
-        """folder: where replies are kept, local or in an object store, shared by all processes."""
-        self.cfg, self.folder = cfg, folder
+    def __init__(self, cfg: EndpointConfig, folder: str, on_prompts: OnTokens = ignore) -> None:
+        """folder: where replies are kept, local or in an object store, shared by all processes. on_prompts: told of how
+        many tokens the prompts are, as the server counts them."""
+        self.cfg, self.folder, self.on_prompts = cfg, folder, on_prompts
         self._budget: _Budget | None = None
 
     def check(self) -> None:
@@ -103,6 +104,7 @@ class EndpointChatModel:
                 row = {"model": self.cfg.model, **asdict(reply)}
                 await asyncio.to_thread(write_bytes, file, dump_json(row) + b"\n")
                 on_tokens(reply.reply_tokens or 0)
+                self.on_prompts(reply.prompt_tokens or 0)
                 budget.reply(reply)
 
         async with ChatApi(self.cfg) as api:

@@ -76,6 +76,10 @@ class Console:
         self._figures |= figures
         self._show()
 
+    def prompts(self, count: int) -> None:
+        """Prompts of `count` more tokens were read."""
+        self.prompt_token_count += count
+
     def tokens(self, count: int) -> None:
         """`count` more tokens were generated."""
         self.token_count += count
@@ -87,7 +91,8 @@ class Console:
         return time.monotonic() - self._started
 
     def _begin(self, name: str) -> None:
-        self._name, self._total, self._done, self.token_count = name, 0, 0, 0
+        self._name, self._total, self._done = name, 0, 0
+        self.token_count = self.prompt_token_count = 0
         self._figures: dict[str, Any] = {}
         self._started = self._printed = time.monotonic()
 

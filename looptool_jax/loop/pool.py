@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from looptool_jax.data.files import is_url, join, local_path
-from looptool_jax.inference.answers import Answerer, ChatModel
+from looptool_jax.inference.answers import Answerer, ChatModel, OnTokens, ignore
 from looptool_jax.inference.lm import EndpointConfig, LanguageModel, ModelConfig, load_language_model, read_description
-from looptool_jax.models.config import ModelError
+from looptool_jax.models import decoder
+from looptool_jax.models.config import DecoderConfig, ModelError
 from looptool_jax.models.lora import adapter_base, is_adapter, load_adapters
 from looptool_jax.parallel.compilation import keep_compiled_programs, user_cache
 from looptool_jax.parallel.mesh import MeshConfig, make_mesh
@@ -33,21 +34,23 @@ class ModelPool:
     devices, the others wait in pinned host memory, and only the `keep` models that were lent last are kept.
 
     folder: of the run; models are converted into `models` there, and what servers reply is kept in `replies`.
+    on_prompts: told of how many tokens the prompts are that models read.
     """
 
-    def __init__(self, mesh: MeshConfig, folder: str, keep: int = KEEP) -> None:
+    def __init__(self, mesh: MeshConfig, folder: str, keep: int = KEEP, on_prompts: OnTokens = ignore) -> None:
         keep_compiled_programs()
         self.mesh = make_mesh(mesh)
         self.folder = folder
         self.shared = None if is_url(folder) else join(folder, "models")
         self.keep = keep
+        self.on_prompts = on_prompts
         self.turns = Turns()
         self._loaded: dict[ModelConfig, LanguageModel] = {}
         self._servers: dict[EndpointConfig, EndpointChatModel] = {}
 
     def lend(self, cfg: ModelConfig, folder: str | None = None) -> Answerer:
         """The configured model, or its weights or adapters in `folder` (a round's policy). Raises ModelError."""
-        return Answerer(self._model(cfg, folder or cfg.place), cfg.thinking)
+        return Answerer(self._model(cfg, folder or cfg.place), cfg.thinking, self.on_prompts)
 
     def lend_chat(self, cfg: ModelConfig) -> ChatModel:
         """The configured judge or generator. Raises ModelError, EndpointError."""
@@ -57,7 +60,7 @@ class ModelPool:
         from looptool_jax.inference.endpoint import EndpointChatModel
 
         if cfg not in self._servers:
-            self._servers[cfg] = EndpointChatModel(cfg, join(self.folder, "replies"))
+            self._servers[cfg] = EndpointChatModel(cfg, join(self.folder, "replies"), self.on_prompts)
         return self._servers[cfg]
 
     def _model(self, cfg: ModelConfig, name: str) -> LanguageModel:
@@ -77,7 +80,14 @@ class ModelPool:
         if cfg.endpoint:
             by_first(self._server(cfg.endpoint).check)
         else:
-            read_description(replace(cfg, path=locate_base(cfg.place, self.shared)))
+            self._description(cfg)
+
+    def active_parameters(self, cfg: ModelConfig) -> int | None:
+        """How many parameters a token goes through in the configured model; None behind a server."""
+        return None if cfg.endpoint else decoder.active_parameters(self._description(cfg))
+
+    def _description(self, cfg: ModelConfig) -> DecoderConfig:
+        return read_description(replace(cfg, path=locate_base(cfg.place, self.shared)))[1]
 
 
 def locate(path: str, shared: str | None = None) -> str:

@@ -36,6 +36,7 @@ from looptool_jax.inference.grammar import check_installed
 from looptool_jax.inference.lm import ModelConfig, resolved_attention
 from looptool_jax.loop import compose as composition
 from looptool_jax.loop.console import Console
+from looptool_jax.loop.environment import record_environment
 from looptool_jax.loop.expand import expand
 from looptool_jax.loop.judge import ErrorSeed, judge
 from looptool_jax.loop.ledger import Ledger
@@ -71,7 +72,7 @@ class Runner:
 
     def __init__(self, cfg: RunConfig, console: Console) -> None:
         self.cfg, self.console = cfg, console
-        self.pool = ModelPool(cfg.mesh, cfg.run_dir)
+        self.pool = ModelPool(cfg.mesh, cfg.run_dir, on_prompts=console.prompts)
         self.ledger: Ledger | None = None
 
     def run(self) -> Manifest:
@@ -90,6 +91,7 @@ class Runner:
                 self.console.say("everything is done already")
             else:
                 self._check_models()
+                self._record_environment()
             for stage in stages:
                 if manifest.done(stage.name):
                     self._clean(stage)
@@ -97,7 +99,8 @@ class Runner:
                 with self.console.stage(stage.name):
                     metrics = stage.work()
                 processes.meet(f"the outcome of {stage.name}", metrics)
-                self.ledger.record(stage.name, self.console.seconds, self.console.token_count)
+                tokens = self.console.token_count, self.console.prompt_token_count
+                self.ledger.record(stage.name, self.console.seconds, *tokens)
                 processes.by_first(partial(manifest.commit, stage.name, stage.inputs, stage.outputs, metrics))
                 self._clean(stage)
                 self.console.say(f"{stage.name}: {self.console.seconds:.1f} s  {headline(metrics)}".rstrip())
@@ -128,17 +131,28 @@ class Runner:
             raise ModelError("policy.dtype: int8 weights cannot be trained; set train.lora, or use bfloat16")
         longest = (cfg.train.answers.prompt_tokens, cfg.train.answers.answer_tokens)
         alignment(resolved_attention(cfg.policy.attention, self.pool.mesh), cfg.train.grpo.micro_tokens, *longest)
-        models = [cfg.policy]
+        models = self._models()
+        if cfg.expand.grammar and "generator" in models:
+            check_installed("expand.grammar=true")
+        for model in dict.fromkeys(models.values()):
+            self.pool.check(model)
+
+    def _models(self) -> dict[str, ModelConfig]:
+        """The models that the stages need, by their roles."""
+        cfg = self.cfg
+        models = {"policy": cfg.policy}
         if not cfg.static and (cfg.rounds > 1 or cfg.finish_loop):
             expands = cfg.expand.enabled and cfg.compose.expanded_part == "expand"
             if cfg.judge.enabled or (expands and cfg.expand.verify != "rules"):
-                models.append(cfg.judge_model)
+                models["judge"] = cfg.judge_model
             if expands:
-                models.append(cfg.generator_model or cfg.judge_model)
-                if cfg.expand.grammar:
-                    check_installed("expand.grammar=true")
-        for model in dict.fromkeys(models):
-            self.pool.check(model)
+                models["generator"] = cfg.generator_model or cfg.judge_model
+        return models
+
+    def _record_environment(self) -> None:
+        sizes = {role: self.pool.active_parameters(model) for role, model in self._models().items()}
+        adapters = self.cfg.train.lora is not None
+        processes.by_first(lambda: record_environment(self.path("environment.jsonl"), sizes, adapters))
 
     # --- the policy of a round --------------------------------------------------------------------------------------
 

@@ -123,7 +123,7 @@ def train(
     console.advance(step)
     while step < len(batches):
         batch = batches[step]
-        answerer = Answerer(trainer.policy(), policy.thinking)
+        answerer = Answerer(trainer.policy(), policy.thinking, policy.on_prompts)
         keys = [key_for(seed, round_, "rollout", batch.epoch, sample.id) for sample in batch.samples]
         groups = None
         with contextlib.suppress(Preempted):  # behind the block nothing of the rollouts is on the devices any more

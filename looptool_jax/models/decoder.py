@@ -98,6 +98,19 @@ def abstract_params(cfg: DecoderConfig, dtype: DTypeLike = jnp.float32) -> Param
     return jax.eval_shape(lambda: init_params(cfg, jax.random.key(0), dtype))
 
 
+def active_parameters(cfg: DecoderConfig) -> int:
+    """The parameters that a token is multiplied with: not the embedding that it is looked up in, and of experts those
+    that it goes to. A forward pass takes about two operations for each, a backward pass four (Kaplan et al., 2020,
+    section 2.1; attention's own products are left out)."""
+    params = abstract_params(cfg)
+    looked_up = 0 if cfg.tie_embeddings else params["embedding"].size
+    idle = 0
+    if cfg.experts is not None:
+        idle = cfg.num_layers * 3 * cfg.hidden_size * cfg.experts.intermediate_size
+        idle *= cfg.experts.count - cfg.experts.per_token
+    return sum(leaf.size for leaf in jax.tree.leaves(params)) - looked_up - idle
+
+
 def logical_axes(cfg: DecoderConfig) -> Params:
     """A tree parallel to the parameters whose leaves are tuples of logical axis names, one per dimension."""
     module = nnx.eval_shape(lambda: Decoder(cfg, rngs=nnx.Rngs(0)))

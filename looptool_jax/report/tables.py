@@ -11,8 +11,11 @@ from rich.text import Text
 
 from looptool_jax.data.contamination import KINDS
 from looptool_jax.data.store import join
+from looptool_jax.evaluation.intervals import wilson
 from looptool_jax.loop.console import shown
-from looptool_jax.loop.ledger import Ledger
+from looptool_jax.loop.environment import NAME as ENVIRONMENT
+from looptool_jax.loop.environment import environments
+from looptool_jax.loop.ledger import Cost, Ledger
 from looptool_jax.loop.manifest import Manifest
 
 
@@ -63,12 +66,20 @@ def _accuracy(stages: dict[str, Any]) -> Table:
     names = sorted({name for _, metrics in results for name in metrics["by_category"]})
     rows = [["all", *(f"{percent(m['accuracy'])} ±{100 * m['interval95']:.1f}" for _, m in results)]]
     for name in names:
-        rows.append([name, *(percent(m["by_category"].get(name, {}).get("accuracy")) for _, m in results)])
+        rows.append([name, *(_with_interval(m["by_category"].get(name)) for _, m in results)])
     items = results[0][1]["items"] if results else 0
     return Table(
         "Held-out accuracy", ["category", *(label for label, _ in results)], rows if results else [],
-        f"{items} items; greedy answers, strict matcher; ± is the 95 % interval",
+        f"{items} items; greedy answers, strict matcher; ± is the 95 % interval, of categories Wilson's",
     )  # fmt: skip
+
+
+def _with_interval(part: dict[str, Any] | None) -> str:
+    """The accuracy of a category with its interval."""
+    if part is None:
+        return percent(None)
+    low, high = wilson(part["accuracy"], part["items"])
+    return f"{percent(part['accuracy'])} ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def _training(stages: dict[str, Any]) -> Table:
@@ -178,14 +189,41 @@ def _contamination(stages: dict[str, Any]) -> Table:
 
 def _cost(run_dir: str) -> Table:
     costs = Ledger(join(run_dir, "ledger.jsonl")).costs()
+    flops = stage_flops(run_dir, costs)
+    known = [value for value in flops.values() if value is not None]
+    if costs:
+        costs["all"] = sum(costs.values(), Cost())
+    flops["all"] = sum(known) if known else None
     rows = [
-        [stage, f"{cost.seconds:.1f}", f"{cost.tokens:,}", f"{cost.tokens / max(cost.seconds, 1e-9):,.0f}"]
+        [
+            stage, f"{cost.seconds:.1f}", f"{cost.prompt_tokens:,}", f"{cost.tokens:,}",
+            f"{cost.tokens / max(cost.seconds, 1e-9):,.0f}", _scientific(flops[stage]),
+        ]
         for stage, cost in costs.items()
-    ]
-    seconds, tokens = sum(c.seconds for c in costs.values()), sum(c.tokens for c in costs.values())
-    if rows:
-        rows.append(["all", f"{seconds:.1f}", f"{tokens:,}", f"{tokens / max(seconds, 1e-9):,.0f}"])
-    return Table("Cost", ["stage", "seconds", "tokens of answers", "tokens/s"], rows)
+    ]  # fmt: skip
+    return Table(
+        "Cost", ["stage", "seconds", "prompt tokens", "answer tokens", "answer tokens/s", "FLOPs"], rows,
+        "prompts of rollouts count once a group. FLOPs: estimated, 2 for each token and parameter that it goes "
+        "through, 6 more in updates (4 beside adapters); – : not known",
+    )  # fmt: skip
+
+
+def stage_flops(run_dir: str, costs: dict[str, Cost]) -> dict[str, float | None]:
+    """Floating-point operations of each stage, estimated from its tokens and the parameters of its model; None where
+    those are not known, as behind a server. All tokens of an expansion are taken for its generator's."""
+    rows = environments(join(run_dir, ENVIRONMENT))
+    models, update = (rows[-1]["models"], 4 if rows[-1]["adapters"] else 6) if rows else ({}, 0)
+    flops: dict[str, float | None] = {}
+    for stage, cost in costs.items():
+        kind, tokens = stage.rpartition("/")[2], cost.tokens + cost.prompt_tokens
+        parameters = models.get({"judge": "judge", "expand": "generator"}.get(kind, "policy"))
+        passes = 2 + update if kind == "train" else 2
+        flops[stage] = passes * parameters * tokens if parameters and tokens else None
+    return flops
+
+
+def _scientific(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2e}".replace("e+", "e")
 
 
 def percent(share: float | None) -> str:

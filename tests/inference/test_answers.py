@@ -63,6 +63,9 @@ def test_groups_follow_their_samples_and_keys(answerer):
     counted = []
     groups = answerer.groups(samples, 3, keys, 1.0, CFG, counted.append)
     assert sum(counted) == sum(len(answer.tokens) for group in groups for answer in group)
+    read: list[int] = []
+    Answerer(answerer.lm, on_prompts=read.append).groups(samples, 3, keys, 1.0, CFG, lambda _: None)
+    assert sum(read) == sum(map(answerer.prompt_length, samples)), "a prompt is read once for its group"
     backwards = answerer.groups(samples[::-1], 3, keys[::-1], 1.0, CFG, lambda _: None)
     assert backwards[::-1] == groups
     assert len({tuple(answer.tokens) for group in groups for answer in group}) > 3

@@ -66,11 +66,13 @@ def test_replies_come_in_the_order_of_the_requests_and_so_many_at_a_time(model):
 
     served = model(slow_at_first, concurrency=4)
     tokens: list[int] = []
+    prompts: list[int] = []
+    served.on_prompts = prompts.append
     answers = served.chat(requests(20), SIZES, tokens.append, temperature=0.7, top_p=0.9, top_k=20)
     assert [answer.text for answer in answers] == [f"reply to question {i}" for i in range(20)]
     assert {(*answer.tokens, *answer.logprobs, answer.finish) for answer in answers} == {("stop",)}
     assert served.server.most_at_once == 4
-    assert tokens == [4] * 20
+    assert tokens == [4] * 20 and prompts == [10] * 20
     bodies = {body["messages"][-1]["content"]: body for body in served.server.bodies}
     assert bodies["question 3"] == {
         "model": "some/model",

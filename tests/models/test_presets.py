@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from looptool_jax.models.config import DecoderConfig
-from looptool_jax.models.decoder import abstract_params
+from looptool_jax.models.decoder import abstract_params, active_parameters
 from looptool_jax.models.presets import PRESETS
 
 # A tied embedding counts once (some weight files hold it twice). Model cards give these figures rounded.
@@ -36,6 +36,15 @@ PUBLISHED = {
 def test_every_preset_has_the_published_number_of_parameters():
     found = {name: sum(leaf.size for leaf in jax.tree.leaves(abstract_params(cfg))) for name, cfg in PRESETS.items()}
     assert found == PUBLISHED
+
+
+def test_parameters_that_a_token_goes_through():
+    """All but an embedding that is only looked up in; of Qwen3-30B-A3B its card says 3.3 of 30.5 billion, embeddings
+    (2 x 151,936 x 2,048) included."""
+    tied, untied, experts = "Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B"
+    assert active_parameters(PRESETS[tied]) == PUBLISHED[tied]
+    assert active_parameters(PRESETS[untied]) == PUBLISHED[untied] - 151_936 * 4096
+    assert active_parameters(PRESETS[experts]) + 151_936 * 2048 == pytest.approx(3.3e9, abs=0.06e9)
 
 
 @pytest.mark.parametrize("name", PRESETS)
