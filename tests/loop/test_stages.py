@@ -244,12 +244,12 @@ def test_chunks_that_are_done_are_not_done_again(tmp_path):
         return [{"item": item} for item in chunk if item != 3]
 
     with pytest.raises(KeyboardInterrupt):
-        process_in_chunks(range(5), 2, path, work)
-    rows = process_in_chunks(range(5), 2, path, work)
+        process_in_chunks(range(5), 2, path, work, QUIET)
+    rows = process_in_chunks(range(5), 2, path, work, QUIET)
     assert seen == [[0, 1], [2, 3], [2, 3], [4]]
-    assert rows == [{"item": item} for item in (0, 1, 2, 4)] == process_in_chunks(range(5), 2, path, work)
+    assert rows == [{"item": item} for item in (0, 1, 2, 4)] == process_in_chunks(range(5), 2, path, work, QUIET)
     with pytest.raises(DataError, match="do not belong to this work"):
-        process_in_chunks(range(2), 2, path, work)
+        process_in_chunks(range(2), 2, path, work, QUIET)
 
 
 def test_every_epoch_has_every_sample_once_in_an_order_of_its_own():

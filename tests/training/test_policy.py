@@ -29,7 +29,7 @@ PROMPTS = [[7, 8, 9], [10]]
 RIGHT, WRONG = [1, 2, 3], [4, 5]
 GRPO = GrpoConfig(compute_dtype="float32", micro_tokens=64)
 LORA = LoraConfig(rank=4, alpha=8.0)
-GROUPS = [[SimpleNamespace(tokens=answer) for answer in (RIGHT, WRONG, WRONG)]] * 2
+GROUPS = [[SimpleNamespace(tokens=ids, logprobs=[-4.0] * len(ids)) for ids in (RIGHT, WRONG, WRONG)]] * 2
 REWARDS = np.array([[1.0, 0.0, 0.0]] * 2)
 
 
