@@ -21,8 +21,8 @@ def process_in_chunks(
 ) -> list[dict[str, Any]]:
     """Apply `work` to chunks of `size` items in order; return all rows, those of earlier attempts included.
 
-    `work` returns any number of JSON rows for a chunk, and tells the console what it has done. A chunk is committed with
-    one append to the progress file; rows of committed chunks are read back instead of being computed again.
+    `work` returns any number of JSON rows for a chunk, and tells the console what it has done. A chunk is committed
+    with one append to the progress file; rows of committed chunks are read back instead of being computed again.
     Raises DataError when the progress file belongs to other work, Preempted when the machine is wanted back: behind a
     chunk, or out of `work`.
     """

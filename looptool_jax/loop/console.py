@@ -13,6 +13,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+HEARTBEAT = "status.json"  # in a run's directory, what its watcher last said
 LINE_SECONDS = 30.0
 PIPE_WIDTH = 140  # of tables where no terminal says how wide it is
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")

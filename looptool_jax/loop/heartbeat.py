@@ -23,13 +23,14 @@ import jax
 
 from looptool_jax.data.files import writes_files
 from looptool_jax.data.store import DataError, is_url, join, parse_json, read_text, write_text
-from looptool_jax.loop.console import Console, StageProgress, Watcher
+from looptool_jax.loop.console import HEARTBEAT, Console, StageProgress, Watcher
 from looptool_jax.parallel.processes import Preempted
 
-NAME = "status.json"
 INTERVAL, INTERVAL_URL = 10.0, 30.0  # seconds
 RECENT = 20  # training steps
 FAREWELL = 10.0  # seconds that the last write may take
+
+_log = logging.getLogger(__name__)
 
 
 class Heartbeat(Watcher):
@@ -37,7 +38,7 @@ class Heartbeat(Watcher):
 
     def __init__(self, run_dir: str, plan: Sequence[str]) -> None:
         """plan: the names of all stages in order."""
-        self.path = join(run_dir, NAME)
+        self.path = join(run_dir, HEARTBEAT)
         self._interval = INTERVAL_URL if is_url(run_dir) else INTERVAL
         self._stage: StageProgress | None = None
         self._rewards: deque[tuple[int, float]] = deque(maxlen=RECENT)
@@ -74,15 +75,18 @@ class Heartbeat(Watcher):
         self._thread.join(FAREWELL)
 
     def _write_on(self) -> None:
-        while not self._ended.is_set():
-            self._news.wait()
-            self._news.clear()
+        try:
+            while not self._ended.is_set():
+                self._news.wait()
+                self._news.clear()
+                self._write()
+                self._ended.wait(self._interval)
             self._write()
-            self._ended.wait(self._interval)
-        self._write()
+        except Exception as error:
+            _log.warning("%s is not written any longer (%s: %s)", self.path, type(error).__name__, error)
 
     def _write(self) -> None:
-        with contextlib.suppress(Exception):  # the store is away, the disk is full: the run itself will say so
+        with contextlib.suppress(DataError):  # the store is away, the disk is full: what the run writes will say so
             write_text(self.path, json.dumps(self._record(), indent=1) + "\n")
 
     def _record(self) -> dict[str, Any]:
@@ -164,5 +168,5 @@ def _host_memory() -> dict[str, int]:
     except OSError:
         return {}
     names = {"VmRSS:": "process", "MemAvailable:": "available", "MemTotal:": "total"}
-    rows = (line.split() for line in (status + machine).splitlines())
-    return {names[key]: 1024 * int(value) for key, value, *_ in rows if key in names}
+    rows = [line.split() for line in (status + machine).splitlines()]
+    return {names[row[0]]: 1024 * int(row[1]) for row in rows if row and row[0] in names}

@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -20,10 +21,21 @@ from importlib.util import find_spec
 from typing import Any, Protocol
 
 from looptool_jax.data.files import local_path, writes_files
-from looptool_jax.data.store import DataError, exists, is_url, join, read_text, write_text
+from looptool_jax.data.store import (
+    DataError,
+    exists,
+    is_url,
+    join,
+    list_names,
+    read_bytes,
+    read_text,
+    write_bytes,
+    write_text,
+)
 from looptool_jax.loop.console import Console, Watcher
 
 ID_NAME = "tracking.id"
+UPLOAD = 30.0  # seconds
 PATIENCE = 20.0  # seconds in which trackers must have written what they were told when the run ends
 
 _log = logging.getLogger(__name__)
@@ -82,12 +94,15 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files, local or on gs:// (with the credentials of google-cloud-storage)."""
+    """An event file of each process. For gs:// it is written here and put there every UPLOAD seconds, as a whole."""
 
     def __init__(self, run: TrackedRun) -> None:
         assert run.folder is not None
-        self._folder = run.folder
+        self._url = run.folder if is_url(run.folder) else None
+        self._scratch = tempfile.TemporaryDirectory() if self._url else None
+        self._folder = self._scratch.name if self._scratch else run.folder
         self._writer: Any = None  # opened with the first metrics
+        self._put = time.monotonic()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         if self._writer is None:
@@ -96,14 +111,25 @@ class TensorBoard:
             # Of earlier processes, what they wrote of this step and behind it is not shown, where a step of training
             # comes first: it is done again. A stage that comes first is behind all that was written.
             again = any(name.startswith("train/") for name in metrics)
-            self._writer = SummaryWriter(self._folder, purge_step=step if again else None, max_queue=1000)
+            self._writer = SummaryWriter(
+                self._folder, purge_step=step if again else None, max_queue=1000, filename_suffix=f".{time.time_ns()}"
+            )
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
+        if time.monotonic() - self._put > UPLOAD:
+            self._upload()
 
     def close(self, finished: bool) -> None:
         if self._writer is not None:
             self._writer.close()
+            self._upload()
+
+    def _upload(self) -> None:
+        self._put = time.monotonic()
+        if self._url is not None:
+            for name in list_names(self._folder):
+                write_bytes(join(self._url, name), read_bytes(join(self._folder, name)))
 
 
 class WandB:
@@ -115,7 +141,7 @@ class WandB:
 
         if run.folder is not None:
             os.makedirs(run.folder, exist_ok=True)
-        if wandb.Settings().mode in ("online", "shared") and not wandb.login(prompt=False):  # `init` would ask
+        if wandb.setup().settings.mode in ("online", "shared") and not wandb.login(prompt=False):  # `init` would ask
             raise TrackingError("no login: run `wandb login`, or set WANDB_MODE=offline")
         self._run = wandb.init(
             project=run.project, name=run.name, id=run.id, resume="allow", dir=run.folder, config=run.settings,

@@ -100,8 +100,9 @@ def train(
 ) -> dict[str, Any]:
     """Train the policy on D_j; writes the new weights to `out/policy` (Hugging Face format) and returns the metrics.
 
-    The optimiser starts fresh. Steps are logged to `out/steps.jsonl`, their speed to the console alone. Killed and called again with the same
-    arguments, it continues from the last checkpoint in `out/checkpoints` and ends with the same weights.
+    The optimiser starts fresh. Steps are logged to `out/steps.jsonl`, how fast they were to the console alone. Killed
+    and called again with the same arguments, it continues from the last checkpoint in `out/checkpoints` and ends with
+    the same weights.
     Raises Preempted when the machine is wanted back, behind a checkpoint of the last finished step.
     """
     import jax
