@@ -237,7 +237,8 @@ class Tracking(Watcher):
                 )
         id_, title = _run_id(run_dir), cfg.name or run_dir.rstrip("/").rpartition("/")[2]
         self._channels = [
-            _Channel(name, TrackedRun(id_, cfg.project, title, cfg.folder(run_dir, name), settings)) for name in cfg.to
+            _Channel(name, TrackedRun(id_, cfg.project, title, cfg.folder(run_dir, name), settings))
+            for name in dict.fromkeys(cfg.to)
         ]
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:

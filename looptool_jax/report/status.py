@@ -21,6 +21,7 @@ from looptool_jax.loop.manifest import Manifest
 from looptool_jax.loop.metrics import kind
 from looptool_jax.report.tables import accuracies, percent
 
+KEYS = ("state", "moved", "run", "stage", "rewards", "memory", "warnings", "error")  # of a heartbeat
 QUIET = 600.0  # seconds without progress after which a run is called quiet
 STEPS = 20  # of training, whose rewards are compared
 
@@ -71,8 +72,8 @@ def _heartbeat(path: str) -> tuple[dict[str, Any], str]:
         return {}, f"{path}: absent; only what is committed is known (the run is of an earlier version, or just began)"
     try:
         beat = parse_json(read_text(path))
-        if not isinstance(beat, dict) or not isinstance(beat.get("moved"), int | float):
-            raise ValueError("not a heartbeat")
+        if not isinstance(beat, dict) or not set(KEYS) <= beat.keys():
+            raise ValueError("it is of another version")
     except ValueError as error:
         return {}, f"{path}: cannot be read ({error}); only what is committed is known"
     return beat, ""

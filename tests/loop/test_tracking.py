@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from looptool_jax.config import load_config
 from looptool_jax.data import files
 from looptool_jax.data.store import list_tree, read_bytes
 from looptool_jax.loop import tracking
 from looptool_jax.loop.console import Console
+from looptool_jax.loop.runner import Runner, Stage
 from looptool_jax.loop.tracking import Tracking, TrackingConfig, TrackingError, tracked
 
 SETTINGS = {"train.batch": 8, "policy.path": "nano/policy"}
@@ -149,6 +151,65 @@ def test_trackio_goes_on_in_the_same_run(tmp_path):
     name, rows = json.loads(done.stdout.splitlines()[-1])
     assert name == f"n-{(tmp_path / tracking.ID_NAME).read_text()[:8]}"
     assert {tuple(row) for row in rows} == {(1, 0.1), (2, 0.2), (3, 0.3)}
+
+
+class Records:
+    """A tracker that keeps what it is told."""
+
+    told: list[tuple[str, int, str, float]] = []  # noqa: RUF012
+
+    def __init__(self, run):
+        self.id = run.id
+
+    def log(self, metrics, step):
+        self.told += [(self.id, step, name, value) for name, value in metrics.items() if "seconds" not in name]
+
+    def close(self, finished):
+        self.told.append((self.id, 0, "finished", float(finished)))
+
+
+def test_steps_count_through_rounds_and_over_a_resume(tmp_path, monkeypatch):
+    """The runner with stages that compute nothing; the manifest is that of a run that nobody tracks."""
+    monkeypatch.setitem(tracking.TRACKERS, "wandb", (Records, "json"))
+    monkeypatch.setattr(Records, "told", [])
+    monkeypatch.setattr(Runner, "_check_models", lambda self: None)
+    interrupts = [True]
+
+    def stages(self):
+        def train(count, interrupted):
+            for step in range(1, count + 1):
+                self.console.log(step, {"train/reward": step / 10})
+            if interrupted and interrupts and interrupts.pop():
+                raise KeyboardInterrupt
+            return {"steps": count}
+
+        accuracy = {"accuracy": 0.5, "interval95": 0.1, "items": 4, "truncated": 0, "by_category": {}}
+        return [
+            Stage("round-1/train", (), (), lambda: train(3, False)),
+            Stage("round-1/eval", (), (), lambda: accuracy),
+            Stage("round-2/train", (), (), lambda: train(2, True)),
+            Stage("round-2/eval", (), (), lambda: accuracy),
+        ]
+
+    monkeypatch.setattr(Runner, "stages", stages)
+
+    def run(folder: str, *overrides: str) -> None:
+        Runner(load_config("micro", [f"run_dir={tmp_path}/{folder}", *overrides]), Console(quiet=True)).run()
+
+    with pytest.raises(KeyboardInterrupt):
+        run("tracked", "tracking.to=[wandb]")
+    first, Records.told = Records.told, []
+    run("tracked", "tracking.to=[wandb]")
+    assert {id_ for id_, *_ in first} == {id_ for id_, *_ in Records.told} and first[-1][2:] == ("finished", 0.0)
+    rewards = [
+        [(step, value) for _, step, name, value in told if name == "train/reward"] for told in (first, Records.told)
+    ]
+    assert rewards == [[(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.1), (5, 0.2)], [(4, 0.1), (5, 0.2)]]
+    steps = [step for _, step, name, _ in first + Records.told if name == "eval/accuracy"]
+    assert steps == [3, 5] and Records.told[-1][2:] == ("finished", 1.0)
+    run("alone")
+    assert (tmp_path / "alone/manifest.json").read_bytes() == (tmp_path / "tracked/manifest.json").read_bytes()
+    assert not (tmp_path / "alone" / tracking.ID_NAME).exists()
 
 
 class Refuses:
