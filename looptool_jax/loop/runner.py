@@ -91,6 +91,8 @@ class Runner:
             plan = [stage.name for stage in stages]
             if all(manifest.done(stage) for stage in plan):
                 self.console.say("everything is done already")
+                for stage in stages:
+                    self._clean(stage)
                 return manifest
             where, settings = (self.console, self.cfg.run_dir), flat(asdict(self.cfg))
             with beating(*where, plan), tracked(*where, self.cfg.tracking, settings):

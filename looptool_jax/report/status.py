@@ -35,9 +35,10 @@ def read_status(run_dir: str) -> dict[str, Any]:
     owner = lock_owner(run_dir)
     run, now = beat.get("run") or {}, time.time()
     age = max(0.0, now - beat["moved"]) if "moved" in beat else None
-    state = _state(beat.get("state"), owner, age)
-    costs = Ledger(join(run_dir, "ledger.jsonl")).costs()
     plan = run.get("plan") or []
+    done = bool(plan) and all(manifest.done(name) for name in plan)
+    state = _state("finished" if done else beat.get("state"), owner, age)
+    costs = Ledger(join(run_dir, "ledger.jsonl")).costs()
     stage = beat.get("stage") if state in ("running", "quiet") else None
     left = _left(plan, manifest, costs, stage, age or 0.0)
     stages = {name: entry["metrics"] for name, entry in manifest.stages.items()}

@@ -151,6 +151,11 @@ def test_a_run_that_was_killed(tmp_path):
     assert read_status(run_dir)["state"] == "running"
     holder.kill()
     holder.communicate()
+    beat = json.loads((tmp_path / "status.json").read_text())
+    assert beat["run"]["plan"] == ["seed"], "which is done: it was killed behind the last commit"
+    assert read_status(run_dir)["state"] == "finished"
+    beat["run"]["plan"] = PLAN
+    write_text(tmp_path / "status.json", json.dumps(beat))
     assert read_status(run_dir)["state"] == "killed" and "ended without a word" in shown(run_dir)
 
 
