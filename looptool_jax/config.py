@@ -223,6 +223,8 @@ def _reason(error: BaseException) -> str:
         return line
     if isinstance(error, ConfigKeyError):
         return f"{key}: no such setting; {_nearest(key)}"
+    if "is not a ListConfig" in line:
+        return f"{key}: expected a list, such as '{key}=[a, b]'"
     if isinstance(error, ValidationError) and "'None'" in line:
         return f"{key}: no value is given"
     return f"{key}: {line}"
