@@ -18,9 +18,9 @@ from looptool_jax.config import load_config
 from looptool_jax.loop.phases import phases
 from looptool_jax.loop.preflight import compile_phase
 from looptool_jax.loop.run_config import RunConfig
-from looptool_jax.models.config import DecoderConfig
 from looptool_jax.models.presets import PRESETS
 from looptool_jax.parallel.topology import available_hbm, parse
+from looptool_jax.training.flops import forward_flops
 
 
 def main() -> None:
@@ -38,8 +38,8 @@ def main() -> None:
     )  # fmt: skip
     model = PRESETS[shared.policy.path]
     flops = {
-        "shared": forward_flops(model, prompt, answer, group),
-        "repeated": group * forward_flops(model, prompt, answer, 1),
+        "shared": forward_flops(model, prompt, [answer] * group),
+        "repeated": group * forward_flops(model, prompt, [answer]),
     }
     devices = parse(args.slice).devices()
     limit = available_hbm(devices[0])
@@ -60,17 +60,6 @@ def main() -> None:
 
 def sizes(cfg: RunConfig) -> tuple[int, int, int]:
     return cfg.train.answers.prompt_tokens, cfg.train.answers.answer_tokens, cfg.train.group
-
-
-def forward_flops(model: DecoderConfig, prompt: int, answer: int, group: int) -> int:
-    """Of one prompt with its answers: matrices of the layers, visible pairs of attention, the head on answer tokens."""
-    heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    layer = model.hidden_size * (2 * heads + 2 * kv_heads + 3 * model.intermediate_size)
-    tokens = prompt + group * answer
-    pairs = prompt * (prompt + 1) // 2 + group * (answer * prompt + answer * (answer + 1) // 2)
-    return 2 * (
-        model.num_layers * (tokens * layer + 2 * pairs * heads) + group * answer * model.hidden_size * model.vocab_size
-    )
 
 
 if __name__ == "__main__":

@@ -34,12 +34,10 @@ def main() -> None:
         policy, judge_model = pool.lend(cfg.policy), pool.lend(cfg.judge_model)
         samples, noisy, labels, probes = labelled(policy, cfg, args, args.noise[0], out, console)
 
-        greedy_policy = evaluate(policy, samples, cfg.evaluate, f"{out}/policy", console.tokens, console.advance)
+        greedy_policy = evaluate(policy, samples, cfg.evaluate, f"{out}/policy", console)
         by_category = {name: round(found["accuracy"], 3) for name, found in greedy_policy["by_category"].items()}
         print(f"policy, greedy: {greedy_policy['accuracy']:.3f} of {len(samples)}  {by_category}")
-        greedy_judge = evaluate(
-            judge_model, samples, cfg.evaluate, f"{out}/judge_model", console.tokens, console.advance
-        )
+        greedy_judge = evaluate(judge_model, samples, cfg.evaluate, f"{out}/judge_model", console)
         print(f"judge weights, greedy: {greedy_judge['accuracy']:.3f}")
         few = samples[: args.groups]
         keys = [key_for("embedded-model", sample.id) for sample in few]

@@ -143,8 +143,7 @@ def accuracies(cfg: RunConfig, path: str, sets: Sequence[Sequence[Sample]]) -> l
     with tempfile.TemporaryDirectory() as out:
         policy = ModelPool(cfg.mesh, out).lend(replace(cfg.policy, path=path))
         found = [
-            evaluate(policy, samples, cfg.evaluate, f"{out}/{i}", lambda _: None, lambda _: None)
-            for i, samples in enumerate(sets)
+            evaluate(policy, samples, cfg.evaluate, f"{out}/{i}", Console(quiet=True)) for i, samples in enumerate(sets)
         ]
     return [f"{each['accuracy']:.0%} of {each['items']}" if each["items"] else "–" for each in found]
 

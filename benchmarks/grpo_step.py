@@ -25,6 +25,7 @@ from peers.alternate import Arm, alternate, memory, table, timing
 
 from looptool_jax.models import decoder, hf
 from looptool_jax.models.config import DecoderConfig
+from looptool_jax.training.flops import update_flops
 
 SIZES = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536}
 HEADS = {"num_heads": 9, "num_kv_heads": 3, "head_dim": 64}
@@ -85,19 +86,9 @@ def write_problem(path: Path, prompt: int, answer: int, group: int) -> None:
     )
 
 
-def flops(cfg: DecoderConfig, prompt: int, answer: int, group: int) -> tuple[float, float]:
-    """Of the matrix products, forward and backward (twice the forward), shared and repeated: linear layers, attention
-    over the tokens that each token sees, and the head at the answers' tokens. Nothing is computed twice."""
-    d, heads = cfg.hidden_size, cfg.num_heads * cfg.head_dim
-    layer = 2 * d * (2 * heads + 2 * cfg.num_kv_heads * cfg.head_dim + 3 * cfg.intermediate_size)
-    head = 2 * d * cfg.vocab_size * group * answer
-
-    def step(tokens: int, pairs: int) -> float:
-        return 3.0 * (cfg.num_layers * (layer * tokens + 4 * heads * pairs) + head)
-
-    row, triangle = prompt + answer, lambda n: n * (n + 1) // 2
-    shared = triangle(prompt) + group * (answer * prompt + triangle(answer))
-    return step(prompt + group * answer, shared), step(group * row, group * triangle(row))
+def flops(cfg: DecoderConfig, prompt: int, answer: int, group: int) -> tuple[int, int]:
+    """Of the matrix products, forward and backward, shared and repeated. Nothing is computed twice."""
+    return update_flops(cfg, prompt, [answer] * group), group * update_flops(cfg, prompt, [answer])
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:

@@ -31,15 +31,18 @@ from looptool_jax.data.store import (
     write_text,
 )
 from looptool_jax.inference.lm import EndpointConfig, ModelConfig
-from looptool_jax.loop.run_config import RunConfig
+from looptool_jax.loop.run_config import RunConfig, flat
+from looptool_jax.loop.tracking import TrackingConfig
 from looptool_jax.loop.train import TrainConfig
 from looptool_jax.loop.warmup import WarmupConfig
 from looptool_jax.models.lora import LoraConfig
 
-# What may differ when a run is resumed: where it lies, more rounds, and how a server is reached and used.
+# What may differ when a run is resumed: where it lies, more rounds, who is told of it, and how a server is reached and
+# used.
 RESUMABLE = (
     "run_dir",
     "rounds",
+    *(f"tracking.{field.name}" for field in fields(TrackingConfig)),
     *(
         f"{model}.endpoint.{field.name}"
         for model in ("judge_model", "generator_model")
@@ -118,7 +121,7 @@ def keep_command(out: str, command: str, cfg: RunConfig, data: Sequence[str], ro
     Until something is done there, another command replaces it. Raises ConfigError where the folder holds the results of
     anything else: they would be taken for this command's own.
     """
-    settings = {key: value for key, value in _flat(asdict(cfg)).items() if key not in RESUMABLE}
+    settings = {key: value for key, value in flat(asdict(cfg)).items() if key not in RESUMABLE}
     task = {"command": command, "round": round_, "data": [part for path in data for part in _content(path)], **settings}
     path = join(out, "command.json")
     begun = any(exists(join(out, name)) for name in ("progress.jsonl", "checkpoints"))
@@ -150,7 +153,7 @@ def _keep_config(cfg: RunConfig, path: str) -> None:
     text = OmegaConf.to_yaml(OmegaConf.create(asdict(cfg)))
     if exists(path) and exists(join(cfg.run_dir, "manifest.json")):
         old = _kept_settings(path)
-        new = _flat(asdict(cfg))
+        new = flat(asdict(cfg))
         concern = [key for key in sorted(old | new) if key not in RESUMABLE and not key.startswith("synthesis.")]
         changed = [key for key in concern if old.get(key) != new.get(key)]
         if changed:
@@ -170,7 +173,7 @@ def _keep_config(cfg: RunConfig, path: str) -> None:
 def _kept_settings(path: str) -> dict[str, Any]:
     """The settings of the run that a directory holds, by their full keys."""
     try:
-        settings = _flat(OmegaConf.to_container(OmegaConf.create(read_text(path))))
+        settings = flat(OmegaConf.to_container(OmegaConf.create(read_text(path))))
     except (yaml.YAMLError, OmegaConfBaseException):
         settings = {}
     if not isinstance(settings.get("rounds"), int):
@@ -227,6 +230,8 @@ def _reason(error: BaseException) -> str:
         return line
     if isinstance(error, ConfigKeyError):
         return f"{key}: no such setting; {_nearest(key)}"
+    if "is not a ListConfig" in line:
+        return f"{key}: expected a list, such as '{key}=[a, b]'"
     if isinstance(error, ValidationError) and "'None'" in line:
         return f"{key}: no value is given"
     return f"{key}: {line}"
@@ -234,7 +239,7 @@ def _reason(error: BaseException) -> str:
 
 def _nearest(key: str) -> str:
     """What an unknown key may have meant: the same name elsewhere, or one that is spelt alike; else what there is."""
-    known = [name for name in _flat(asdict(_example())) if name]
+    known = [name for name in flat(asdict(_example())) if name]
     last = key.rpartition(".")[2]
     same = [name for name in known if name.rpartition(".")[2] == last or f".{last}." in f".{name}."]
     in_full, alike = difflib.get_close_matches(key, known, 3, 0.8), []
@@ -255,13 +260,3 @@ def _example() -> RunConfig:
     return RunConfig(
         judge_model=model, generator_model=model, warmup=WarmupConfig(), train=TrainConfig(lora=LoraConfig())
     )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: list(value) if isinstance(value, tuple) else value}
-    return {
-        key: item
-        for name, part in value.items()
-        for key, item in _flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
-    }

@@ -46,6 +46,7 @@ def test_help_lists_the_commands_without_importing_jax(tmp_path):
         "export",
         "data",
         "serve",
+        "status",
     )
     assert all(command in text for command in commands)
 
@@ -54,7 +55,7 @@ def test_help_lists_the_commands_without_importing_jax(tmp_path):
     "command",
     [
         *("run", "probe", "judge", "expand", "compose", "train", "warmup", "eval", "report", "import", "publish"),
-        *("export", "serve", "data", "data inspect", "data export", "data tools", "data contamination"),
+        *("export", "serve", "status", "data", "data inspect", "data export", "data tools", "data contamination"),
         *("synthesize", "synthesize trees", "synthesize apis", "synthesize dialogues"),
     ],
 )

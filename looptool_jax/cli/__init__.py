@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 
-from looptool_jax.cli import closed_loop, data, evals, models, synthesis
+from looptool_jax.cli import closed_loop, data, evals, models, synthesis, watching
 from looptool_jax.cli.common import app, end
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "main",
     "models",
     "synthesis",
+    "watching",
 ]  # each module adds its commands to `app`
 
 

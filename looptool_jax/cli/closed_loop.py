@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -211,10 +212,12 @@ def train(
     looptool train --data round-1/data.jsonl --model nano/policy --out trained train.epochs=1
     """
     from looptool_jax.loop import train as stage
+    from looptool_jax.loop.run_config import flat
+    from looptool_jax.loop.tracking import tracked
 
     cfg = configuration(config, overrides, model)
     samples = samples_of(data)
-    with results(out, "train", cfg, [data], round_) as console:
+    with results(out, "train", cfg, [data], round_) as console, tracked(console, out, cfg.tracking, flat(asdict(cfg))):
         policy = model_pool(cfg, out).lend(cfg.policy)
         metrics = stage.train(policy, samples, cfg.train, cfg.reward, cfg.seed, round_, out, console)
     finish(metrics, out)

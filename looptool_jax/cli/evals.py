@@ -61,8 +61,7 @@ def evaluate_samples(
     samples = samples_of(data)
     with results(out, "eval samples", cfg, [data]) as console:
         policy = model_pool(cfg, out).lend(cfg.policy)
-        console.expect(len(samples))
-        metrics = heldout.evaluate(policy, samples, cfg.evaluate, out, console.tokens, console.advance)
+        metrics = heldout.evaluate(policy, samples, cfg.evaluate, out, console)
         for name, part in metrics["by_category"].items():
             console.say(f"  {name}: {part['accuracy']:.1%} of {part['items']}")
     finish(metrics, out)

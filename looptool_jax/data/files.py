@@ -261,6 +261,20 @@ def list_tree(path: PathLike) -> list[str]:
         return sorted(file.removeprefix(prefix) for file in store.find(name) if file.startswith(prefix))
 
 
+def tree_size(path: PathLike) -> int:
+    """Bytes of all files below a directory (or URL prefix), as far as they are there for the time of the look."""
+    with reported(path, "listed"):
+        if is_url(path):
+            store, name = open_store(path)
+            return sum(entry["size"] or 0 for entry in store.find(name, detail=True).values())
+        size = 0
+        for folder, _, names in os.walk(local_path(path)):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    size += os.lstat(os.path.join(folder, name)).st_size
+        return size
+
+
 def file_sha256(path: PathLike) -> str:
     """sha256 (hex) of a file's bytes; of an object that this program wrote, as the store keeps it. Raises DataError."""
     with reported(path, "read"):

@@ -19,22 +19,28 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from looptool_jax.data.files import (
     PARTIAL_SUFFIX,
     DataError,
     PathLike,
     dump_json,
+    exists,
     is_url,
     join,
     local_path,
     parse_json,
+    read_bytes,
     reported,
     writes_files,
 )
+
+if TYPE_CHECKING:
+    from looptool_jax.data.object_store import GoogleStore
 
 LOCK_NAME = ".lock"
 BEAT = 20.0  # seconds between two writes of a lock object by its owner
@@ -42,6 +48,15 @@ POLL = 5.0  # seconds between two looks at another's lock object
 LEASE = 120.0  # seconds without a write after which a lock object is nobody's; its owner gives it up after half
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that holds a lock. lives: None where it cannot be known from here: it is on another machine, and the
+    lock is a file."""
+
+    name: str
+    lives: bool | None
 
 
 class DirectoryLock:
@@ -72,6 +87,33 @@ def lock_directory(path: PathLike) -> DirectoryLock:
     if not str(path).startswith("gs://"):
         raise DataError(f"{path}: a run works in a local directory or on gs://; choose one")
     return _ObjectLock(str(path))
+
+
+def lock_owner(path: PathLike) -> Owner | None:
+    """Who has a run directory locked; None: nobody, or who had it gave it back. Takes nothing and writes nothing.
+
+    Raises DataError where the store cannot be read.
+    """
+    file = join(path, LOCK_NAME)
+    silent = None
+    try:
+        if is_url(path):
+            with reported(file, "read"):
+                silent = _open_store().age(file)
+        data = read_bytes(file)
+    except DataError:
+        if exists(file):
+            raise
+        return None
+    if not data:
+        return None
+    owner = _read(data)
+    lives: bool | None = None
+    if _is_of_this_machine(owner):
+        lives = _lives(owner)
+    elif silent is not None:
+        lives = silent < LEASE
+    return Owner(_name(owner), lives)
 
 
 class _FileLock(DirectoryLock):
@@ -107,15 +149,13 @@ class _ObjectLock(DirectoryLock):
     and leaving the `with` block raises DataError."""
 
     def __init__(self, folder: str) -> None:
-        from looptool_jax.data.object_store import GoogleStore
-
         self.folder, self.path = folder, join(folder, LOCK_NAME)
         self._token = secrets.token_hex(8)
         self._lost = ""  # why
         self._written = 0.0  # when the last write that the store confirmed was begun
         self._released = threading.Event()
         with reported(self.path, "written"):
-            self._store = GoogleStore()
+            self._store = _open_store()
             self._generation = self._take()
         # Not SIGINT, which a job in the background of a shell ignores.
         self._interrupt, self._handler = signal.SIGINT, None
@@ -201,6 +241,12 @@ class _ObjectLock(DirectoryLock):
         self._lost = reason
         # To the main thread itself: a signal that another thread takes does not end what the main one waits for.
         signal.pthread_kill(threading.main_thread().ident, self._interrupt)  # type: ignore[arg-type]
+
+
+def _open_store() -> GoogleStore:
+    from looptool_jax.data.object_store import GoogleStore
+
+    return GoogleStore()
 
 
 def _this_process() -> dict[str, Any]:

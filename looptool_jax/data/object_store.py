@@ -12,6 +12,8 @@ import json
 import logging
 import os
 import time
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -71,6 +73,16 @@ class GoogleStore(GCSFileSystem):
         except FileNotFoundError:
             return None
         return data, int(headers["X-Goog-Generation"])
+
+    def age(self, path: str) -> float | None:
+        """How many seconds ago an object was put, by the store's own clock; None: there is none."""
+        bucket, key, _ = self.split_path(path)
+        try:
+            headers, about = self.call("GET", "b/{}/o/{}", bucket, key)
+        except FileNotFoundError:
+            return None
+        put = datetime.fromisoformat(json.loads(about)["updated"])
+        return (parsedate_to_datetime(headers["Date"]) - put).total_seconds()
 
     def replace(self, path: str, data: bytes, generation: int, timeout: float | None = None) -> int | None:
         """Put an object if its generation is still this one (0: if there is none); the new generation, or None.

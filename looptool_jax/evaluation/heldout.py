@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from looptool_jax.data.store import join, write_jsonl
 from looptool_jax.inference.answers import NO_ANSWERS, Answer, AnswerConfig, Answerer, label_and_last
 from looptool_jax.limits import at_least
-from looptool_jax.parallel.chunks import process_in_chunks
+from looptool_jax.parallel.chunks import Watch, process_in_chunks
 from looptool_jax.toolcall import Sample, match
 
 TRUNCATED = "truncated at the token limit"
@@ -35,24 +35,23 @@ def evaluate(
     samples: Sequence[Sample],
     cfg: EvalConfig,
     out: str,
-    on_tokens: Callable[[int], None],
-    on_done: Callable[[int], None],
+    watch: Watch,
     last: Mapping[str, Sequence[int]] = NO_ANSWERS,
 ) -> dict[str, Any]:
     """Accuracy on the samples; writes `out/results.jsonl`, a row an item, and returns the metrics.
 
-    on_done: told of samples that are answered. last: token ids of an earlier policy's answers, by the sample's id.
+    last: token ids of an earlier policy's answers, by the sample's id.
     interval95 is the half-width of the normal 95 % interval of the accuracy.
     Killed and called again with the same arguments, it continues at the first chunk that is not committed.
     """
 
     def work(chunk: Sequence[Sample]) -> list[dict[str, Any]]:
         drafts = label_and_last(policy, chunk, last) if cfg.drafts else None
-        answers = policy.greedy(chunk, cfg.answers, on_tokens, drafts)
-        on_done(len(chunk))
+        answers = policy.greedy(chunk, cfg.answers, watch.tokens, drafts)
+        watch.advance(len(chunk))
         return [_result(sample, answer) for sample, answer in zip(chunk, answers, strict=True)]
 
-    rows = process_in_chunks(samples, cfg.chunk, join(out, "progress.jsonl"), work)
+    rows = process_in_chunks(samples, cfg.chunk, join(out, "progress.jsonl"), work, watch)
     write_jsonl(join(out, "results.jsonl"), rows)
     counts = Counter(row["category"] for row in rows)
     right = Counter(row["category"] for row in rows if row["correct"])

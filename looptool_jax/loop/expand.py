@@ -99,8 +99,7 @@ def expand(
         console.advance(len(chunk))
         return [row.to_json() for row in rows]
 
-    console.expect(len(seeds))
-    rows = process_in_chunks(seeds, cfg.chunk, join(out, "progress.jsonl"), work)
+    rows = process_in_chunks(seeds, cfg.chunk, join(out, "progress.jsonl"), work, console)
     _reject_duplicates(rows, seeds)
     accepted = [row for row in rows if row["tier"] == ""]
     write_samples(join(out, "expanded.jsonl"), [Sample.from_json(row["sample"]) for row in accepted])

@@ -140,8 +140,7 @@ def judge(
         console.advance(len(chunk))
         return [row.to_json() for row in rows]
 
-    console.expect(len(mismatches))
-    rows = process_in_chunks(mismatches, cfg.chunk, join(out, "progress.jsonl"), work)
+    rows = process_in_chunks(mismatches, cfg.chunk, join(out, "progress.jsonl"), work, console)
     judgements = [Judgement.from_json(row) for row in rows]
     write_jsonl(join(out, "judgements.jsonl"), rows)
     write_jsonl(join(out, "set_aside.jsonl"), [row.to_json() for row in judgements if row.verdict == "undecided"])

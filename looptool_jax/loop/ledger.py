@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from looptool_jax.data.store import Progress
+
+NO_SPEED: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -32,10 +37,13 @@ class Ledger:
     def __init__(self, path: str) -> None:
         self._progress = Progress(path)
 
-    def record(self, stage: str, seconds: float, tokens: int, prompt_tokens: int = 0) -> None:
-        self._progress.append(
-            {"stage": stage, "seconds": round(seconds, 3), "tokens": tokens, "prompt_tokens": prompt_tokens}
-        )
+    def record(
+        self, stage: str, seconds: float, tokens: int, prompt_tokens: int = 0, speed: Mapping[str, float] = NO_SPEED
+    ) -> None:
+        """speed: what the stage says of its own, such as training's tokens a second by part of a step, and MFU."""
+        row: dict[str, Any] = {"stage": stage, "seconds": round(seconds, 3), "tokens": tokens}
+        row["prompt_tokens"] = prompt_tokens
+        self._progress.append(row | ({"speed": dict(speed)} if speed else {}))
 
     def costs(self) -> dict[str, Cost]:
         """Cost by stage, in the order in which stages ended."""

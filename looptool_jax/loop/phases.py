@@ -32,7 +32,7 @@ from looptool_jax.parallel import rules
 from looptool_jax.parallel.mesh import make_mesh
 from looptool_jax.parallel.residents import Resident
 from looptool_jax.training.accumulate import check_rows
-from looptool_jax.training.grpo import make_grpo_step, make_logprob_step, trained_params
+from looptool_jax.training.grpo import compares_rollouts, make_grpo_step, make_logprob_step, trained_params
 from looptool_jax.training.optimizer import OptimizerConfig, TrainState, lay_out, make_optimizer
 from looptool_jax.training.policy import make_resharding
 from looptool_jax.training.rows import MicroBatch, abstract_rows, alignment
@@ -163,7 +163,10 @@ class _Plan:
         tx, shardings, state = self._state(cfg.optimizer, cfg.lora)
         frozen = () if cfg.lora is None else (self.policy.params,)
         how: dict[str, Any] = {"attention": self.policy.attention, "lora": cfg.lora}
-        step = make_grpo_step(self.policy.cfg, cfg.grpo, tx, self.mesh, shardings, cfg.temperature, **how)
+        step = make_grpo_step(
+            self.policy.cfg, cfg.grpo, tx, self.mesh, shardings, cfg.temperature,
+            rollout=compares_rollouts(cfg.temperature), **how,
+        )  # fmt: skip
         rows, smaller = self._grpo_rows()
         pieces = tuple(cfg.grpo.logprob_chunk // n for n in (2, 4, 8) if cfg.grpo.logprob_chunk >= n)
         settings = (
@@ -196,7 +199,7 @@ class _Plan:
         tokens, longest = cfg.grpo.micro_tokens, (cfg.answers.prompt_tokens, cfg.answers.answer_tokens)
         alignment(self.policy.attention, tokens, *longest)
         smaller = tuple(tokens // n for n in (2, 4, 8) if tokens // n >= sum(longest))
-        return abstract_rows(self.shards, tokens, cfg.updates > 1), smaller
+        return abstract_rows(self.shards, tokens, cfg.updates > 1, compares_rollouts(cfg.temperature)), smaller
 
     def warmup(self) -> Phase:
         cfg = self.cfg.warmup

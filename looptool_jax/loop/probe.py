@@ -89,9 +89,8 @@ def probe(
         console.advance(len(chunk))
         return rows
 
-    console.expect(len(samples))
     order = sorted(range(len(samples)), key=lambda i: samples[i].id)  # samples of one dialogue come together
-    done = process_in_chunks([samples[i] for i in order], cfg.chunk, join(out, "progress.jsonl"), work)
+    done = process_in_chunks([samples[i] for i in order], cfg.chunk, join(out, "progress.jsonl"), work, console)
     rows = [row for _, row in sorted(zip(order, done, strict=True), key=itemgetter(0))]
     write_jsonl(join(out, "probes.jsonl"), rows)
     correct = [row for row in rows if row["correct"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from looptool_jax.data.contamination import ContaminationConfig
 from looptool_jax.data.files import check_bucket
@@ -16,6 +17,7 @@ from looptool_jax.loop.probe import ProbeConfig
 from looptool_jax.loop.reward import RewardConfig
 from looptool_jax.loop.synthesis.config import SynthesisConfig
 from looptool_jax.loop.synthesize import DataConfig
+from looptool_jax.loop.tracking import TrackingConfig
 from looptool_jax.loop.train import TrainConfig
 from looptool_jax.loop.warmup import WARMUP_SEEDS, WarmupConfig
 from looptool_jax.parallel.mesh import MeshConfig
@@ -23,7 +25,8 @@ from looptool_jax.parallel.mesh import MeshConfig
 
 @dataclass
 class RunConfig:
-    """Everything `looptool run` can be told; `synthesis` is what `looptool synthesize` can.
+    """Everything `looptool run` can be told; `synthesis` is what `looptool synthesize` can, `tracking` says who is told
+    of the run.
 
     run_dir: where artifacts go, a local folder or gs://bucket/folder; the same command there resumes. seed: all random
     draws are keyed by it and by what they are for. rounds: of training, J in the paper. finish_loop: also probe, judge,
@@ -53,6 +56,7 @@ class RunConfig:
     compose: ComposeConfig = field(default_factory=ComposeConfig)
     evaluate: EvalConfig = field(default_factory=EvalConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         check_bucket(self.run_dir)
@@ -91,3 +95,14 @@ class RunConfig:
                     f"{setting}: needs token ids and log-probs, which judge_model.endpoint does not give; set "
                     f"{instead}, or judge_model.path in place of the endpoint"
                 )
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings by their full keys, such as train.batch."""
+    if not isinstance(value, dict):
+        return {prefix: list(value) if isinstance(value, tuple) else value}
+    return {
+        key: item
+        for name, part in value.items()
+        for key, item in flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
+    }

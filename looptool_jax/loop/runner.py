@@ -9,7 +9,7 @@ continues from its own progress file.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -38,13 +38,16 @@ from looptool_jax.loop import compose as composition
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.environment import record_environment
 from looptool_jax.loop.expand import expand
+from looptool_jax.loop.heartbeat import beating
 from looptool_jax.loop.judge import ErrorSeed, judge
 from looptool_jax.loop.ledger import Ledger
 from looptool_jax.loop.manifest import Manifest
+from looptool_jax.loop.metrics import kind, stage_metrics, training_steps
 from looptool_jax.loop.pool import ModelPool
 from looptool_jax.loop.probe import Probe, probe
-from looptool_jax.loop.run_config import RunConfig
+from looptool_jax.loop.run_config import RunConfig, flat
 from looptool_jax.loop.synthesize import synthesize
+from looptool_jax.loop.tracking import tracked
 from looptool_jax.loop.train import train
 from looptool_jax.loop.warmup import sft_warmup
 from looptool_jax.models.config import ModelError
@@ -87,25 +90,37 @@ class Runner:
             self.ledger = Ledger(self.path("ledger.jsonl"))
             processes.by_first(manifest.check)
             stages = self.stages()
-            if all(manifest.done(stage.name) for stage in stages):
+            plan = [stage.name for stage in stages]
+            if all(manifest.done(stage) for stage in plan):
                 self.console.say("everything is done already")
-            else:
+                for stage in stages:
+                    self._clean(stage)
+                return manifest
+            where, settings = (self.console, self.cfg.run_dir), flat(asdict(self.cfg))
+            with beating(*where, plan), tracked(*where, self.cfg.tracking, settings):
                 self._check_models()
                 self._record_environment()
-            for stage in stages:
-                if manifest.done(stage.name):
-                    self._clean(stage)
-                    continue
-                with self.console.stage(stage.name):
-                    metrics = stage.work()
-                processes.meet(f"the outcome of {stage.name}", metrics)
-                tokens = self.console.token_count, self.console.prompt_token_count
-                self.ledger.record(stage.name, self.console.seconds, *tokens)
-                processes.by_first(partial(manifest.commit, stage.name, stage.inputs, stage.outputs, metrics))
-                self._clean(stage)
-                self.console.say(f"{stage.name}: {self.console.seconds:.1f} s  {headline(metrics)}".rstrip())
-                processes.stop_if_preempted()
+                for stage in stages:
+                    self._run_stage(stage, manifest)
             return Manifest(self.cfg.run_dir)
+
+    def _run_stage(self, stage: Stage, manifest: Manifest) -> None:
+        console = self.console
+        if manifest.done(stage.name):
+            self._clean(stage)
+            console.steps += training_steps(stage.name, manifest.metrics(stage.name))
+            return
+        with console.stage(stage.name):
+            metrics = stage.work()
+        processes.meet(f"the outcome of {stage.name}", metrics)
+        assert self.ledger is not None
+        self.ledger.record(stage.name, console.seconds, console.token_count, console.prompt_token_count, console.speed)
+        console.steps += training_steps(stage.name, metrics)
+        console.log(0, stage_metrics(stage.name, metrics) | {f"seconds/{kind(stage.name)}": console.seconds})
+        processes.by_first(partial(manifest.commit, stage.name, stage.inputs, stage.outputs, metrics))
+        self._clean(stage)
+        console.say(f"{stage.name}: {console.seconds:.1f} s  {headline(metrics)}".rstrip())
+        processes.stop_if_preempted()
 
     def path(self, *parts: str) -> str:
         return join(self.cfg.run_dir, *parts)
@@ -206,8 +221,7 @@ class Runner:
             else:
                 if row["too_long"]:
                     self.console.say(f"warmup: {row['too_long']} samples are longer than a row and left out")
-                self.console.expect(row["steps"])
-                self.console.advance(row["done"])
+                self.console.expect(row["steps"], row["done"])
 
         checkpoints = self.path("warmup/checkpoints")
         trained, losses = sft_warmup(policy.lm, samples, cfg.warmup, checkpoints, log, policy.thinking)
@@ -225,11 +239,7 @@ class Runner:
         def work() -> Metrics:
             samples = list(read_samples(self.path("seed/heldout.jsonl")))
             last = {row["id"]: row["ids"] for file in before for row in read_jsonl(self.path(file))}
-            console = self.console
-            console.expect(len(samples))
-            return evaluate(
-                self.policy(round_), samples, self.cfg.evaluate, self.path(name), console.tokens, console.advance, last
-            )
+            return evaluate(self.policy(round_), samples, self.cfg.evaluate, self.path(name), self.console, last)
 
         inputs = ("seed/heldout.jsonl", *before, *self._policy_input(round_))
         return [Stage(name, inputs, (f"{name}/results.jsonl",), work)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ from looptool_jax.inference.answers import Answer, AnswerConfig, Answerer
 from looptool_jax.limits import above, at_least
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.keys import key_for, random_for
+from looptool_jax.loop.metrics import Speed, step_metrics
 from looptool_jax.loop.reward import RewardConfig, score
 from looptool_jax.models.lora import LoraConfig
 from looptool_jax.parallel.processes import Preempted, meet, preempted
@@ -97,13 +100,15 @@ def train(
 ) -> dict[str, Any]:
     """Train the policy on D_j; writes the new weights to `out/policy` (Hugging Face format) and returns the metrics.
 
-    The optimiser starts fresh. Steps are logged to `out/steps.jsonl`. Killed and called again with the same
-    arguments, it continues from the last checkpoint in `out/checkpoints` and ends with the same weights.
+    The optimiser starts fresh. Steps are logged to `out/steps.jsonl`, how fast they were to the console alone. Killed
+    and called again with the same arguments, it continues from the last checkpoint in `out/checkpoints` and ends with
+    the same weights.
     Raises Preempted when the machine is wanted back, behind a checkpoint of the last finished step.
     """
     import jax
     import jax.numpy as jnp
 
+    from looptool_jax.training.optimizer import learning_rate
     from looptool_jax.training.policy import PolicyTrainer
 
     batches = schedule(samples, cfg, seed, round_)
@@ -119,10 +124,11 @@ def train(
     step = saved = trainer.restore()
     log = _StepLog(join(out, "progress.jsonl"), step)
     meet(f"what is done in {out}", log.rows)
-    console.expect(len(batches))
-    console.advance(step)
+    rate = learning_rate(optimizer)
+    speeds: list[Speed] = []
+    console.expect(len(batches), step)
     while step < len(batches):
-        batch = batches[step]
+        batch, started = batches[step], time.monotonic()
         answerer = Answerer(trainer.policy(), policy.thinking, policy.on_prompts)
         keys = [key_for(seed, round_, "rollout", batch.epoch, sample.id) for sample in batch.samples]
         groups = None
@@ -132,6 +138,7 @@ def train(
             if step > saved:
                 trainer.save(step)
             raise Preempted
+        generated = time.monotonic()
         rewards = np.array(
             [
                 [float(score(answer.text, answer.finish, sample, reward).ok) for answer in group]
@@ -139,11 +146,21 @@ def train(
             ]
         )
         prompts = [answerer.prompt(sample) for sample in batch.samples]
+        scored = time.monotonic()
         metrics = trainer.update(prompts, groups, rewards)
+        seconds = time.monotonic() - scored
+        metrics["learning_rate"] = float(f"{float(rate(step * cfg.updates)):.8g}")
         step += 1
         row = {"step": step, "epoch": batch.epoch, **_rollout_metrics(groups, rewards), **metrics}
+        speeds.append(
+            Speed(
+                row["answer_tokens"] / (generated - started), (metrics["tokens"] + metrics["prompt_tokens"]) / seconds,
+                trainer.share_of_peak(prompts, groups, seconds),
+            )
+        )  # fmt: skip
         meet(f"step {step} of {out}", row)
         log.append(row)
+        console.log(step, step_metrics(row) | speeds[-1].metrics())
         stop = preempted()
         if step % cfg.checkpoint_every == 0 or step == len(batches) or stop:
             trainer.save(step)
@@ -151,6 +168,7 @@ def train(
         if stop:
             raise Preempted
         console.advance(1, reward=float(rewards.mean()), loss=metrics["loss"])
+    console.speed = _median(speeds)
     write_jsonl(join(out, "steps.jsonl"), log.rows)
     trainer.export(join(out, "policy"))
     return summary(log.rows)
@@ -176,13 +194,24 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _rollout_metrics(groups: Sequence[Sequence[Answer]], rewards: np.ndarray) -> dict[str, Any]:
     answers = [answer for group in groups for answer in group]
+    lengths = [len(answer.tokens) for answer in answers]
     return {
         "reward": round(float(rewards.mean()), 6),
+        "reward_std": round(float(rewards.std(axis=1, ddof=min(1, rewards.shape[1] - 1)).mean()), 6),
         "zero_variance": round(float((rewards.max(1) == rewards.min(1)).mean()), 6),
         "solved": round(float((rewards.min(1) == 1).mean()), 6),
         "truncated": round(sum(answer.finish == "length" for answer in answers) / len(answers), 6),
-        "answer_tokens": sum(len(answer.tokens) for answer in answers),
+        "answer_tokens": sum(lengths),
+        "length_mean": round(sum(lengths) / len(lengths), 6),
+        "length_min": min(lengths),
+        "length_max": max(lengths),
     }
+
+
+def _median(speeds: Sequence[Speed]) -> dict[str, float]:
+    """Of the steps of this process; the first of them compiled."""
+    rows = [speed.metrics() for speed in speeds]
+    return {name: round(statistics.median(row[name] for row in rows), 6) for name in (rows[0] if rows else ())}
 
 
 class _StepLog:

@@ -43,6 +43,18 @@ FAMILIES = (
     Family("v6e", (), "chips", None, _FLAT),
 )
 
+# Dense bfloat16 FLOP/s of a device by its kind, as JAX names it: the pages above; the data sheets of NVIDIA's H100,
+# H200 and A100 (without sparsity).
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+}
 
 # Read by libtpu when it is loaded: look for no machine, share with other processes, say nothing of what is missing.
 _ENVIRONMENT = {

@@ -82,6 +82,12 @@ def group_advantages(rewards: Float[np.ndarray, "n group"]) -> Float[np.ndarray,
     return advantages
 
 
+def compares_rollouts(temperature: float) -> bool:
+    """Whether the engine's log-probs can be held against the trainer's: the engine gives those of temperature 1, the
+    trainer those of the temperature that the answers were drawn at."""
+    return temperature == 1.0
+
+
 class Sums(NamedTuple):
     """What the micro-batches of an update add up to."""
 
@@ -157,14 +163,18 @@ def make_grpo_step(
     *,
     attention: decoder.Attention = "xla",
     lora: LoraConfig | None = None,
+    rollout: bool = False,
 ) -> GrpoStep:
     """The compiled update `step(state, update, *frozen) -> (state, metrics)`.
 
     temperature: what the answers were drawn at (> 0). All log-probs are those of that distribution.
     lora: the state's parameters are adapters, and the step takes the frozen parameters as a third argument.
+    rollout: the rows carry what the engine said of their tokens (`rollout_logprobs`).
     Without `old_logprobs` the policy is on its own data: the ratio is 1 and nothing is clipped. Metrics (float32
-    scalars): loss, grad_norm (before clipping), ratio, clip_fraction, dual_clip_fraction, kl (k3, to the old policy),
-    entropy (mean of -log p over the answer tokens: an estimate), and the counts tokens (of answers) and prompt_tokens.
+    scalars): loss, grad_norm (before clipping), ratio, clip_fraction (clip_low_fraction, where the ratio fell below
+    its bound, and clip_high_fraction, where it rose above), dual_clip_fraction, kl (k3, to the old policy), entropy
+    (mean of -log p over the answer tokens: an estimate), with `rollout` rollout_logprob_diff_mean and _max, and the
+    counts tokens (of answers) and prompt_tokens.
     Ratio and clip fractions are means over tokens, or over answers where `ratio` is "sequence".
     """
     whole: Any = replicated(mesh)
@@ -178,11 +188,13 @@ def make_grpo_step(
     def gradient(sums: Sums, trained: Any, micro: MicroBatch, *frozen: Any) -> Sums:
         (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(trained, micro, *frozen)
         gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
-        return jax.tree.map(jnp.add, sums, Sums(gradients, value, metrics))
+        gradients = jax.tree.map(jnp.add, sums.gradients, gradients)
+        return Sums(gradients, sums.loss + value, _combined(sums.metrics, metrics))
 
     def zeros() -> Sums:
         gradients = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained_params(cfg, lora)[0])
-        return Sums(gradients, jnp.zeros(()), dict.fromkeys(LOSS_METRICS, jnp.zeros(())))
+        names = LOSS_METRICS + (ROLLOUT_METRICS if rollout else ())
+        return Sums(gradients, jnp.zeros(()), dict.fromkeys(names, jnp.zeros(())))
 
     def apply(state: TrainState, sums: Sums) -> tuple[TrainState, Metrics]:
         state, norm = apply_gradients(optimizer, state, sums.gradients)
@@ -277,14 +289,19 @@ def answer_logprobs(
     return jnp.where(learnt, logprobs, 0.0)
 
 
-LOSS_METRICS = ("ratio", "clip_fraction", "dual_clip_fraction", "kl", "entropy")
+LOSS_METRICS = (
+    "ratio", "clip_fraction", "clip_low_fraction", "clip_high_fraction", "dual_clip_fraction", "kl", "entropy",
+)  # fmt: skip
+ROLLOUT_METRICS = ("rollout_logprob_diff_mean", "rollout_logprob_diff_max")
+LARGEST = ("rollout_logprob_diff_max",)  # of the parts of an update the largest, where other metrics add up
 
 
 def policy_loss(
     grpo: GrpoConfig, logprobs: Float[Array, "rows T"], micro: MicroBatch
 ) -> tuple[Float[Array, ""], Metrics]:
     """This micro-batch's share of the update's loss (Eq. 2 with Clip-Higher and dual clip, negated) and of
-    LOSS_METRICS. The shares of all micro-batches add up to those of the update."""
+    LOSS_METRICS, with `rollout_logprobs` of ROLLOUT_METRICS too. The shares of all micro-batches add up to those of the
+    update, but of LARGEST."""
     old = jax.lax.stop_gradient(logprobs) if micro.old_logprobs is None else micro.old_logprobs
     log_ratio = jnp.where(micro.token_shares > 0, logprobs - old, 0.0)
     token_weights = micro.token_shares if grpo.loss_agg == "token-mean" else micro.answer_shares
@@ -308,11 +325,23 @@ def policy_loss(
     metrics = {
         "ratio": (shares * ratio).sum(),
         "clip_fraction": (shares * (clipped > plain)).sum(),
+        "clip_low_fraction": (shares * ((clipped > plain) & (advantages < 0))).sum(),
+        "clip_high_fraction": (shares * ((clipped > plain) & (advantages > 0))).sum(),
         "dual_clip_fraction": (shares * capped).sum(),
         "kl": (micro.token_shares * k3).sum(),
         "entropy": -(micro.token_shares * logprobs).sum(),
     }
+    if micro.rollout_logprobs is not None:  # `old` is the policy that made the rollouts, as the trainer computes it
+        apart = jnp.where(micro.token_shares > 0, jnp.abs(old - micro.rollout_logprobs), 0.0)
+        metrics |= {
+            "rollout_logprob_diff_mean": (micro.token_shares * apart).sum(),
+            "rollout_logprob_diff_max": apart.max(),
+        }
     return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
+
+
+def _combined(total: Metrics, part: Metrics) -> Metrics:
+    return {name: (jnp.maximum if name in LARGEST else jnp.add)(total[name], part[name]) for name in total}
 
 
 def _answer_sums(values: Float[Array, "rows T"], answers: Int[Array, "rows T"]) -> Float[Array, "rows T"]:

@@ -20,9 +20,13 @@ from looptool_jax.models.lora import LoraConfig, init_adapters, save_adapters
 from looptool_jax.parallel import rules
 from looptool_jax.parallel.compilation import compiled_ahead
 from looptool_jax.parallel.residents import Resident, Turns
+from looptool_jax.parallel.topology import PEAK_FLOPS
 from looptool_jax.training import checkpoint
+from looptool_jax.training.flops import update_flops
 from looptool_jax.training.grpo import (
+    LARGEST,
     GrpoConfig,
+    compares_rollouts,
     group_advantages,
     grpo_updates,
     make_grpo_step,
@@ -39,10 +43,14 @@ COUNTS = ("tokens", "prompt_tokens")  # metrics that add up over the optimiser s
 
 
 class Rollout(Protocol):
-    """What the update needs of an answer: the ids that were generated, the end token included."""
+    """What the update needs of an answer: the ids that were generated, the end token included, and their log-probs as
+    the engine says, at temperature 1."""
 
     @property
     def tokens(self) -> Sequence[int]: ...
+
+    @property
+    def logprobs(self) -> Sequence[float]: ...
 
 
 class PolicyTrainer:
@@ -96,9 +104,12 @@ class PolicyTrainer:
         self._state = Resident(fresh, turns, stays=not offload)
         self._rollouts: LanguageModel | None = None
         how: dict[str, Any] = {"attention": lm.attention, "lora": lora}
-        self._step = make_grpo_step(lm.cfg, grpo, tx, lm.mesh, self.shardings, temperature, **how)
+        self._compared, self._compute_dtype = compares_rollouts(temperature), grpo.compute_dtype
+        self._step = make_grpo_step(
+            lm.cfg, grpo, tx, lm.mesh, self.shardings, temperature, rollout=self._compared, **how
+        )
         self._logprobs = make_logprob_step(lm.cfg, grpo, lm.mesh, placed, temperature, **how)
-        self._micro = abstract_rows(shards, grpo.micro_tokens, old=updates > 1)
+        self._micro = abstract_rows(shards, grpo.micro_tokens, old=updates > 1, rollout=self._compared)
         self._compiling: list[Future[jax.stages.Compiled]] | None = None  # None: not yet begun
         self._to_decoding = make_resharding(lm.cfg, lm.mesh, placed, lm.dtype)
 
@@ -128,11 +139,15 @@ class PolicyTrainer:
         groups: Sequence[Sequence[Rollout]],
         rewards: Float[np.ndarray, "n group"],
     ) -> dict[str, float]:
-        """The optimiser steps of one batch of rollouts; returns the mean of their metrics, of COUNTS the sum."""
+        """The optimiser steps of one batch of rollouts; returns the mean of their metrics, of COUNTS the sum, of
+        LARGEST the largest."""
         whole = [
-            Group(prompt, [answer.tokens for answer in group], advantages)
+            Group(
+                prompt, [answer.tokens for answer in group], advantages,
+                [answer.logprobs for answer in group] if self._compared else None,
+            )
             for prompt, group, advantages in zip(prompts, groups, group_advantages(rewards).tolist(), strict=True)
-        ]
+        ]  # fmt: skip
         size = len(whole) // self.updates
         parts = [self._rows(whole[start : start + size]) for start in range(0, len(whole), size)]
         if self._rollouts is not None:
@@ -144,10 +159,22 @@ class PolicyTrainer:
         self._state.set(state)
         history = jax.device_get(history)
         columns = {name: [metrics[name] for metrics in history] for name in history[0]}
-        return {
-            name: round(float(np.sum(column) if name in COUNTS else np.mean(column)), 8)
-            for name, column in columns.items()
-        }
+        reduced = dict.fromkeys(COUNTS, np.sum) | dict.fromkeys(LARGEST, np.max)
+        return {name: round(float(reduced.get(name, np.mean)(column)), 8) for name, column in columns.items()}
+
+    def share_of_peak(
+        self, prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Rollout]], seconds: float
+    ) -> float | None:
+        """Model FLOPs utilisation (MFU) of an update that took so long; None where the peak of these devices in the
+        dtype that the update computes in is not known."""
+        peak = PEAK_FLOPS.get(self.lm.mesh.devices.flat[0].device_kind)
+        if peak is None or self._compute_dtype != "bfloat16":
+            return None
+        flops = sum(
+            update_flops(self.lm.cfg, len(prompt), [len(answer.tokens) for answer in group], self.lora is not None)
+            for prompt, group in zip(prompts, groups, strict=True)
+        )
+        return flops / (seconds * peak * self.lm.mesh.size)
 
     def _frozen(self) -> tuple[Any, ...]:
         """The weights that adapters are trained beside."""

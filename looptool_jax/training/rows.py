@@ -8,7 +8,7 @@ splash attention (TPU) asks for an alignment of prompts and answers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,18 +28,25 @@ AnyArray = Any  # a jax.Array or a NumPy array
 
 
 class Group(NamedTuple):
-    """A prompt, the answers that were sampled for it (end tokens included), and their advantages."""
+    """A prompt, the answers that were sampled for it (end tokens included), and their advantages. logprobs: of the
+    answers' tokens, as the engine that sampled them says."""
 
     prompt: Sequence[int]
     answers: Sequence[Sequence[int]]
     advantages: Sequence[float]
+    logprobs: Sequence[Sequence[float]] | None = None
+
+    def part(self, start: int, stop: int) -> Group:
+        """The prompt with some of the answers."""
+        logprobs = self.logprobs and self.logprobs[start:stop]
+        return Group(self.prompt, self.answers[start:stop], self.advantages[start:stop], logprobs)
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=(
         "tokens", "positions", "ends", "sources", "targets", "answers", "advantages", "token_shares", "answer_shares",
-        "old_logprobs",
+        "old_logprobs", "rollout_logprobs",
     ),
     meta_fields=(),
 )  # fmt: skip
@@ -61,6 +68,7 @@ class MicroBatch:
     token_shares: Float[AnyArray, "rows T"]  # 1 / answer tokens of the update
     answer_shares: Float[AnyArray, "rows T"]  # 1 / (tokens of this answer x answers of the update)
     old_logprobs: Float[AnyArray, "rows T"] | None = None  # None: the policy that is being updated (ratio 1)
+    rollout_logprobs: Float[AnyArray, "rows T"] | None = None  # what the engine said; None: not to be compared
 
 
 class Update(NamedTuple):
@@ -116,13 +124,17 @@ def packed_rows(groups: Sequence[Group], micro_tokens: int, shards: int, align: 
     rows += [[]] * (-len(rows) % shards)
     totals = _Totals.of(groups)
     made = [_row(row, micro_tokens, align) for row in rows]
-    return Update(_micro_batches(made, shards, totals), totals.tokens, totals.prompt_tokens)
+    micro_batches = _micro_batches(made, shards, totals)
+    if any(group.logprobs is None for group in groups):
+        micro_batches = [replace(micro, rollout_logprobs=None) for micro in micro_batches]
+    return Update(micro_batches, totals.tokens, totals.prompt_tokens)
 
 
-def abstract_rows(rows: int, micro_tokens: int, old: bool) -> MicroBatch:
-    """The shapes of a micro-batch. old: with old log-probs."""
+def abstract_rows(rows: int, micro_tokens: int, old: bool, rollout: bool) -> MicroBatch:
+    """The shapes of a micro-batch. old, rollout: with the log-probs of these names."""
     ids, numbers = (jax.ShapeDtypeStruct((rows, micro_tokens), dtype) for dtype in (jnp.int32, jnp.float32))
-    return MicroBatch(ids, ids, ids, ids, ids, ids, numbers, numbers, numbers, numbers if old else None)
+    logprobs = (numbers if there else None for there in (old, rollout))
+    return MicroBatch(ids, ids, ids, ids, ids, ids, numbers, numbers, numbers, *logprobs)
 
 
 def _length(part: Group) -> int:
@@ -139,13 +151,15 @@ def _span(part: Group, free: int, align: Alignment) -> slice:
 def _parts(group: Group, most: int, align: Alignment) -> list[Group]:
     """The group, or where it is too long, the prompt with some of the answers at a time."""
     parts: list[Group] = []
-    for answer, advantage in zip(group.answers, group.advantages, strict=True):
+    start = 0
+    for i, answer in enumerate(group.answers):
         if parts:
-            longer = Group(group.prompt, [*parts[-1].answers, answer], [*parts[-1].advantages, advantage])
+            longer = group.part(start, i + 1)
             if _span(longer, 0, align).stop <= most:
                 parts[-1] = longer
                 continue
-        parts.append(Group(group.prompt, [answer], [advantage]))
+        start = i
+        parts.append(group.part(i, i + 1))
         if _span(parts[-1], 0, align).stop > most:
             raise ValueError(
                 f"a prompt of {len(group.prompt)} tokens with an answer of {len(answer)} is longer than a row of {most}"
@@ -159,7 +173,7 @@ class _Row:
     def __init__(self, time: int) -> None:
         self.tokens, self.positions, self.ends = (np.zeros(time, np.int32) for _ in range(3))
         self.sources, self.targets, self.answers, self.lengths = (np.zeros(time, np.int32) for _ in range(4))
-        self.advantages = np.zeros(time, np.float32)
+        self.advantages, self.rollout_logprobs = np.zeros(time, np.float32), np.zeros(time, np.float32)
 
 
 def _row(groups: Sequence[Group], time: int, align: Alignment) -> _Row:
@@ -170,13 +184,15 @@ def _row(groups: Sequence[Group], time: int, align: Alignment) -> _Row:
         _write(row, span.start, group.prompt, 0, span.stop)
         start = span.start + prompt
         last = start - 1
-        for answer, advantage in zip(group.answers, group.advantages, strict=True):
+        unknown: Sequence[Any] = [0.0] * len(group.answers)
+        for answer, advantage, logprobs in zip(group.answers, group.advantages, group.logprobs or unknown, strict=True):
             size = len(answer)
             _write(row, start, answer, prompt, start + size)
             learnt = slice(filled, filled + size)
             row.sources[learnt] = [last, *range(start, start + size - 1)][:size]
             row.targets[learnt], row.answers[learnt] = answer, count
             row.advantages[learnt], row.lengths[learnt] = advantage, size
+            row.rollout_logprobs[learnt] = logprobs
             filled, count = filled + size, count + 1
             start += size + -size % align.branch
         free = span.stop

@@ -10,6 +10,7 @@ from looptool_jax.data.store import read_jsonl, write_jsonl
 from looptool_jax.evaluation.heldout import EvalConfig, evaluate, paired_difference
 from looptool_jax.evaluation.repair import expansion_validity, label_repair, remaining_noise, true_labels
 from looptool_jax.inference.answers import Answer
+from looptool_jax.loop.console import Console
 from looptool_jax.toolcall import Call, Message, Sample, Target, Tool
 from looptool_jax.world import Truth, generate
 
@@ -107,11 +108,11 @@ class Counting:
 def test_an_evaluation_that_was_killed_goes_on_behind_its_last_chunk(tmp_path):
     samples = [sample(f"s{i}", WRONG if i == 1 else RIGHT) for i in range(5)]
     cfg = EvalConfig(chunk=2, drafts=False)
-    whole, weak, rest, done = Counting(9), Counting(3), Counting(9), []
-    metrics = evaluate(whole, samples, cfg, str(tmp_path / "whole"), print, print)
+    whole, weak, rest, console = Counting(9), Counting(3), Counting(9), Console(quiet=True)
+    metrics = evaluate(whole, samples, cfg, str(tmp_path / "whole"), console)
     assert (metrics["accuracy"], metrics["truncated"]) == (0.6, 1)
     with pytest.raises(RuntimeError):
-        evaluate(weak, samples, cfg, str(tmp_path / "killed"), print, done.append)
-    assert evaluate(rest, samples, cfg, str(tmp_path / "killed"), print, done.append) == metrics
-    assert rest.asked == ["s2", "s3", "s4"] and done == [2, 2, 1]
+        evaluate(weak, samples, cfg, str(tmp_path / "killed"), console)
+    assert evaluate(rest, samples, cfg, str(tmp_path / "killed"), console) == metrics
+    assert rest.asked == ["s2", "s3", "s4"]
     assert list(read_jsonl(tmp_path / "killed/results.jsonl")) == list(read_jsonl(tmp_path / "whole/results.jsonl"))

@@ -49,6 +49,8 @@ def test_overrides_reach_nested_keys_and_keep_types():
         ("train.grpo.micro_tokens=495", "train.grpo.micro_tokens: 495 is less than the 496 tokens"),
         ("warmup.micro_batches=3", "warmup.micro_batches"),
         ("warmup.warmup_share=1", "warmup.warmup_share"),
+        ("tracking.to=tensorboard", "tracking.to: expected a list, such as 'tracking.to=[a, b]'"),
+        ("tracking.to=[tensorbord]", "tracking.to: expected some of tensorboard, wandb, trackio, mlflow"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_helps(override, words):
@@ -189,6 +191,13 @@ def test_a_data_set_without_files_is_known_by_its_name(tmp_path):
     keep_command(str(tmp_path), "probe", cfg, ["hf:me/calls#train"])
     with pytest.raises(ConfigError, match="results of other data"):
         keep_command(str(tmp_path), "probe", cfg, ["hf:me/calls#test"])
+
+
+def test_who_is_told_of_a_run_may_change(tmp_path):
+    keep_config(load_config("micro", [f"run_dir={tmp_path}", "tracking.to=[mlflow]"]))
+    write_text(str(tmp_path / "manifest.json"), "{}")
+    keep_config(load_config("micro", [f"run_dir={tmp_path}", "tracking.to=[wandb]", "tracking.project=p"]))
+    assert load_config(str(tmp_path / "config.yaml")).tracking.to == ["wandb"]
 
 
 def test_a_run_directory_on_an_object_store_keeps_its_settings(bucket):

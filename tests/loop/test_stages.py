@@ -235,21 +235,23 @@ def test_a_copy_of_an_error_seed_is_no_new_sample(tmp_path):
 
 
 def test_chunks_that_are_done_are_not_done_again(tmp_path):
-    path, seen = str(tmp_path / "progress.jsonl"), []
+    path, seen, shown = str(tmp_path / "progress.jsonl"), [], Console(quiet=True)
 
     def work(chunk):
         seen.append(list(chunk))
         if len(seen) == 2:
             raise KeyboardInterrupt
+        shown.advance(len(chunk))
         return [{"item": item} for item in chunk if item != 3]
 
     with pytest.raises(KeyboardInterrupt):
-        process_in_chunks(range(5), 2, path, work)
-    rows = process_in_chunks(range(5), 2, path, work)
+        process_in_chunks(range(5), 2, path, work, shown)
+    rows = process_in_chunks(range(5), 2, path, work, shown)
+    assert (shown._done, shown._before, shown._total) == (5, 2, 5), "what an earlier process did counts"
     assert seen == [[0, 1], [2, 3], [2, 3], [4]]
-    assert rows == [{"item": item} for item in (0, 1, 2, 4)] == process_in_chunks(range(5), 2, path, work)
+    assert rows == [{"item": item} for item in (0, 1, 2, 4)] == process_in_chunks(range(5), 2, path, work, QUIET)
     with pytest.raises(DataError, match="do not belong to this work"):
-        process_in_chunks(range(2), 2, path, work)
+        process_in_chunks(range(2), 2, path, work, QUIET)
 
 
 def test_every_epoch_has_every_sample_once_in_an_order_of_its_own():

@@ -56,7 +56,7 @@ def assert_same_artifacts(run_dir: str, local: Path) -> None:
     for file, digest in files.items():
         assert store.file_sha256(f"{run_dir}/{file}") == digest
         assert store.read_bytes(f"{run_dir}/{file}") == (local / file).read_bytes()
-    beside = {"config.yaml", "manifest.json", "report.html", "environment.jsonl/000000.json"} | {
+    beside = {"config.yaml", "manifest.json", "report.html", "status.json", "environment.jsonl/000000.json"} | {
         f"ledger.jsonl/{number:06d}.json" for number in range(len(recorded))
     }
     assert beside | set(files) == set(store.list_tree(run_dir))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from looptool_jax.inference.batch import Request, generate
+from looptool_jax.loop.console import Console
 from looptool_jax.parallel import processes as here
 from looptool_jax.parallel.chunks import process_in_chunks
 from looptool_jax.parallel.processes import ProcessError, joined, on_tpu_pod
@@ -243,7 +244,7 @@ def test_preemption_of_one_process_commits_the_chunk(tmp_path, capsys):
         return [{"n": n} for n in chunk]
 
     def run():
-        return process_in_chunks(range(8), 2, str(tmp_path / "progress.jsonl"), work)
+        return process_in_chunks(range(8), 2, str(tmp_path / "progress.jsonl"), work, Console(quiet=True))
 
     try:
         with pytest.raises(SystemExit) as stopped, joined():

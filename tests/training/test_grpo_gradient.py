@@ -287,6 +287,8 @@ def test_clipped_gradient(params, seed):
     assert relative_error(found, expected) < 1e-5
     assert metrics["loss"] == pytest.approx(loss, rel=1e-5, abs=1e-6)
     assert metrics["dual_clip_fraction"] * metrics["tokens"] == pytest.approx(regions["dual"], abs=1e-3)
+    sides = metrics["clip_low_fraction"] + metrics["clip_high_fraction"]
+    assert metrics["clip_fraction"] == pytest.approx(sides, abs=1e-6)
     event(f"clipped {regions['clipped'] > 0}, dual {regions['dual'] > 0}")
 
 

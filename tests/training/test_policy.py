@@ -16,12 +16,13 @@ from looptool_jax.models.config import DecoderConfig, ModelError
 from looptool_jax.models.lora import LoraConfig, load_adapters, merge
 from looptool_jax.parallel.mesh import MeshConfig, make_mesh
 from looptool_jax.parallel.residents import Resident, Turns
-from looptool_jax.training import checkpoint
+from looptool_jax.training import checkpoint, policy
 from looptool_jax.training.checkpoint import logical_hash
-from looptool_jax.training.grpo import GrpoConfig, answer_logprobs
+from looptool_jax.training.flops import update_flops
+from looptool_jax.training.grpo import GrpoConfig, answer_logprobs, policy_loss
 from looptool_jax.training.optimizer import OptimizerConfig
 from looptool_jax.training.policy import PolicyTrainer
-from looptool_jax.training.rows import Group, packed_rows
+from looptool_jax.training.rows import Group, MicroBatch, packed_rows
 
 CFG = DecoderConfig("qwen3", 64, 16, 32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4)
 INIT = jax.jit(decoder.init_params, static_argnums=(0, 2))
@@ -29,7 +30,7 @@ PROMPTS = [[7, 8, 9], [10]]
 RIGHT, WRONG = [1, 2, 3], [4, 5]
 GRPO = GrpoConfig(compute_dtype="float32", micro_tokens=64)
 LORA = LoraConfig(rank=4, alpha=8.0)
-GROUPS = [[SimpleNamespace(tokens=answer) for answer in (RIGHT, WRONG, WRONG)]] * 2
+GROUPS = [[SimpleNamespace(tokens=ids, logprobs=[-4.0] * len(ids)) for ids in (RIGHT, WRONG, WRONG)]] * 2
 REWARDS = np.array([[1.0, 0.0, 0.0]] * 2)
 
 
@@ -68,6 +69,68 @@ def test_an_update_raises_what_was_rewarded_and_lowers_the_rest(trainer_of):
     assert logical_hash(lm.params) == before, "the starting policy changed"
     assert (metrics["tokens"], metrics["prompt_tokens"]) == (14, 4)
     assert metrics["ratio"] == pytest.approx(1, abs=1e-6) and metrics["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_engine_and_the_trainer_are_compared_at_the_same_weights(updates, trainer_of):
+    """The engine's log-probs are made from the trainer's by known differences; with a second update on the batch, the
+    weights have moved, and the comparison has not."""
+    trainer, lm = trainer_of(1e-1, updates=updates)
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), lm.params)
+    apart = [[[0.1, -0.2, 0.3], [0.0, 0.1], [-0.5, 0.1]], [[0.2, 0.0, 0.0], [0.1, -0.1], [0.1, 0.3]]]
+    groups = []
+    for prompt, offsets in zip(PROMPTS, apart, strict=True):
+        alone = [Group(prompt, [answer], [0.0]) for answer in (RIGHT, WRONG, WRONG)]
+        [micro] = packed_rows(alone, 8, shards=3).micro_batches
+        told = np.asarray(answer_logprobs(params, CFG, GRPO, jax.tree.map(jnp.asarray, micro)))
+        by_answer = {
+            tuple(row[: len(ids)]): values
+            for row, values in zip(micro.targets, told, strict=True)
+            for ids in (RIGHT, WRONG)
+        }
+        groups.append([
+            SimpleNamespace(tokens=ids, logprobs=(by_answer[tuple(ids)][: len(ids)] + np.array(offset)).tolist())
+            for ids, offset in zip((RIGHT, WRONG, WRONG), offsets, strict=True)
+        ])  # fmt: skip
+    metrics = trainer.update(PROMPTS, groups, REWARDS)
+    every = np.abs(np.concatenate([np.array(offset) for offsets in apart for offset in offsets]))
+    assert metrics["rollout_logprob_diff_mean"] == pytest.approx(every.mean(), abs=1e-4)
+    assert metrics["rollout_logprob_diff_max"] == pytest.approx(0.5, abs=1e-4)
+
+
+def test_at_another_temperature_engine_and_trainer_are_not_compared(trainer_of, tmp_path):
+    _, lm = trainer_of(1e-2)
+    hot = PolicyTrainer(lm, OptimizerConfig(learning_rate=1e-2), GRPO, str(tmp_path / "hot"), (40, 40), 0.7)
+    hot.policy()  # what is compiled ahead fits the rows
+    assert not any("rollout" in name for name in hot.update(PROMPTS, GROUPS, REWARDS))
+
+
+def test_which_bound_clipped_a_token():
+    """Ratios 2 and 1/2 on both signs of the advantage: a rise is cut where it is rewarded, a fall where it is not."""
+    row = jnp.ones((1, 4)) / 4
+    answers = jnp.zeros((1, 4), jnp.int32)
+    old, advantages = jnp.zeros((1, 4)), jnp.array([[1.0, 1.0, -1.0, -1.0]])
+    micro = MicroBatch(answers, answers, answers, answers, answers, answers, advantages, row, row, old_logprobs=old)
+    _, metrics = policy_loss(GRPO, jnp.log(jnp.array([[2.0, 0.5, 2.0, 0.5]])), micro)
+    assert (metrics["clip_high_fraction"], metrics["clip_low_fraction"], metrics["clip_fraction"]) == (0.25, 0.25, 0.5)
+
+
+def test_no_share_of_a_peak_that_is_not_known(trainer_of, monkeypatch):
+    trainer, _ = trainer_of(1e-2)
+    monkeypatch.setitem(policy.PEAK_FLOPS, "cpu", 1e12)
+    assert trainer.share_of_peak(PROMPTS, GROUPS, 1.0) is None, "it computes in float32"
+    trainer._compute_dtype = "bfloat16"
+    assert trainer.share_of_peak(PROMPTS, GROUPS, 1.0) is not None
+    monkeypatch.delitem(policy.PEAK_FLOPS, "cpu")
+    assert trainer.share_of_peak(PROMPTS, GROUPS, 1.0) is None
+
+
+def test_the_share_of_a_known_peak(trainer_of, monkeypatch):
+    trainer, _ = trainer_of(1e-2)
+    trainer._compute_dtype = "bfloat16"
+    monkeypatch.setitem(policy.PEAK_FLOPS, trainer.lm.mesh.devices.flat[0].device_kind, 1e6)
+    flops = sum(update_flops(CFG, len(prompt), [3, 2, 2]) for prompt in PROMPTS)
+    assert trainer.share_of_peak(PROMPTS, GROUPS, 2.0) == flops / 2e6
 
 
 def test_several_updates_count_the_whole_batch(trainer_of):

@@ -31,6 +31,17 @@ def test_packed():
     assert (update.answer_tokens, update.prompt_tokens) == (7, 3)
 
 
+@pytest.mark.parametrize("micro_tokens", [5, 6, 12, 16])
+def test_the_engine_log_probs_stand_beside_their_tokens(micro_tokens):
+    """Also where a group is cut between its answers; and nowhere where those of one group are not known."""
+    known = [group._replace(logprobs=[[-token / 10 for token in ids] for ids in group.answers]) for group in TWO]
+    for micro in packed_rows(known, micro_tokens, 1).micro_batches:
+        there = micro.token_shares > 0
+        np.testing.assert_allclose(micro.rollout_logprobs, np.where(there, -micro.targets / 10, 0), rtol=1e-6)
+    update = packed_rows([known[0], TWO[1]], micro_tokens, 1)
+    assert all(micro.rollout_logprobs is None for micro in update.micro_batches)
+
+
 def test_aligned():
     """Prompts end at multiples of 4, answers start at multiples of 2."""
     align = Alignment(4, 2)

@@ -61,8 +61,7 @@ def synthesize_apis(
             for number, (place, constraints), reply in zip(numbers, drawn, replies, strict=True)
         ]
 
-    console.expect(cfg.count)
-    rows = process_in_chunks(range(cfg.count), cfg.chunk, join(out, "progress.jsonl"), work)
+    rows = process_in_chunks(range(cfg.count), cfg.chunk, join(out, "progress.jsonl"), work, console)
     _merge_duplicates(rows)
     kept = [row for row in rows if not row["tier"]]
     write_jsonl(

@@ -49,8 +49,7 @@ def synthesize_dialogues(
             _verify(judge, rows, cfg, console)
         return rows
 
-    console.expect(cfg.count)
-    rows = process_in_chunks(range(cfg.count), cfg.chunk, join(out, "progress.jsonl"), work)
+    rows = process_in_chunks(range(cfg.count), cfg.chunk, join(out, "progress.jsonl"), work, console)
     _reject_duplicates(rows)
     accepted = [sample for row in rows for step, sample in _samples(row) if not step["tier"]]
     write_samples(out, accepted)

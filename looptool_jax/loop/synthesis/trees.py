@@ -200,10 +200,9 @@ def draft_trees(
         console.advance(len(parts))
         return [_draft(part, reply.text, reply.finish) for (part, _), reply in zip(drafts, replies, strict=True)]
 
-    console.expect(len(_PARTS))
     file, progress = join(out, "trees.yaml"), join(out, "progress.jsonl")
     written = exists(file) and exists(progress)
-    rows = process_in_chunks(list(_PARTS), len(_PARTS), progress, work)
+    rows = process_in_chunks(list(_PARTS), len(_PARTS), progress, work, console)
     write_jsonl(join(out, "rejected.jsonl"), [row for row in rows if row["reason"]])
     valid = {part: [row["tree"] for row in rows if row["part"] == part and not row["reason"]] for part in _PARTS}
     for part, drafted in valid.items():

@@ -1,0 +1,31 @@
+"""Floating-point operations of an update, counted from shapes, and the share of a chip's peak that they are (MFU)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from looptool_jax.models.config import DecoderConfig
+
+
+def forward_flops(cfg: DecoderConfig, prompt: int, answers: Sequence[int]) -> int:
+    """Of the matrix products for a prompt that is computed once with all of its answers, all in tokens: the layers,
+    attention over the tokens that each token sees, and the head at the answers' tokens."""
+    heads, kv_heads = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+    mlp, router = 3 * cfg.intermediate_size, 0
+    if cfg.experts is not None:
+        mlp, router = 3 * cfg.experts.per_token * cfg.experts.intermediate_size, cfg.experts.count
+    layer = cfg.hidden_size * (2 * heads + 2 * kv_heads + mlp + router)
+    pairs = _triangle(prompt) + sum(answer * prompt + _triangle(answer) for answer in answers)
+    tokens = prompt + sum(answers)
+    head = sum(answers) * cfg.hidden_size * cfg.vocab_size
+    return 2 * (cfg.num_layers * (tokens * layer + 2 * pairs * heads) + head)
+
+
+def update_flops(cfg: DecoderConfig, prompt: int, answers: Sequence[int], frozen: bool = False) -> int:
+    """Of forward and backward pass, which is twice the forward one, or as much as it where the weights are frozen
+    (adapters learn: their own products, below a per cent, are left out). What is computed again is not counted."""
+    return forward_flops(cfg, prompt, answers) * (2 if frozen else 3)
+
+
+def _triangle(tokens: int) -> int:
+    return tokens * (tokens + 1) // 2
