@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,14 @@ class Table:
         for row in self.rows:
             table.add_row(*(Text(shown(cell)) for cell in row))  # a str would be read as markup
         return table
+
+    def markdown(self) -> str:
+        """The table in Markdown, under its title."""
+        lines = [[_cell(cell) for cell in row] for row in (self.columns, *self.rows)]
+        head, *rows = [f"| {' | '.join(line)} |" for line in lines]
+        rule = f"|{'---|' * len(self.columns)}"
+        note = f"\n{_cell(self.note)}\n" if self.note else ""
+        return "\n".join([f"## {_cell(self.title)}", "", head, rule, *rows, note])
 
 
 def run_tables(run_dir: str) -> list[Table]:
@@ -186,6 +195,11 @@ def _cost(run_dir: str) -> Table:
     if rows:
         rows.append(["all", f"{seconds:.1f}", f"{tokens:,}", f"{tokens / max(seconds, 1e-9):,.0f}"])
     return Table("Cost", ["stage", "seconds", "tokens of answers", "tokens/s"], rows)
+
+
+def _cell(text: str) -> str:
+    """Text that stays text, on one line and in its column."""
+    return re.sub(r"([\\`*_\[<|])", r"\\\1", " ".join(shown(text).split()))
 
 
 def percent(share: float | None) -> str:

@@ -44,7 +44,9 @@ class Figures:
 
     def verdicts(self, round_: int) -> dict[str, bool]:
         """Whether each held-out item was answered rightly after a round, by the item's id."""
-        return {row["id"]: row["correct"] for row in read_jsonl(join(self.run_dir, eval_folder(round_), "results.jsonl"))}
+        return {
+            row["id"]: row["correct"] for row in read_jsonl(join(self.run_dir, eval_folder(round_), "results.jsonl"))
+        }
 
 
 def read_figures(run_dir: str) -> Figures:

@@ -29,8 +29,9 @@ class Task:
 
 
 class Order(Protocol):
-    """Which trial is next. stopped: groups that were stopped early, and behind which round."""
+    """Which trial is next. total: of tasks, at most. stopped: groups stopped early, and behind which round."""
 
+    total: int
     stopped: dict[str, int]
 
     def take(self) -> Task | None:
@@ -48,6 +49,7 @@ class GridOrder:
         """stops: the file that remembers who was stopped."""
         self._trials, self._figures = list(trials), figures
         self._rungs = deque(range(1, rounds + 1) if prune else [None])
+        self.total = len(self._trials) * len(self._rungs)
         self._queue: deque[Task] = deque()
         self._open = 0
         self._failed: set[str] = set()

@@ -43,6 +43,7 @@ class SearchOrder:
         _optuna()
         self._sweep, self._search, self._figures = sweep, sweep.search, figures
         self._rungs: Sequence[int | None] = range(1, rounds + 1) if sweep.prune else [None]
+        self.total = self._search.trials * max(1, len(sweep.seeds)) * len(self._rungs)
         self._log = Progress(path)
         self._queue: deque[tuple[Task, Point]] = deque()
         self._running: dict[Task, Point] = {}
@@ -130,7 +131,9 @@ class SearchOrder:
                 float(row["value"])
                 self._told(self.points[number], row)
         except (KeyError, TypeError, ValueError, IndexError):
-            raise DataError(f"{path}: not the points of this search; restore the file, or choose another --out") from None
+            raise DataError(
+                f"{path}: not the points of this search; restore the file, or choose another --out"
+            ) from None
 
     def _ask(self, number: int) -> dict[str, str]:
         """Values of a new point, drawn with regard to all that is known, and to what is still running."""

@@ -135,11 +135,17 @@ class Sweep:
         return {key: value for key, value in found.items() if value} | ({"prune": "median"} if self.prune else {})
 
 
-def read_sweep(name: str | None, config: str | None, arguments: Sequence[str]) -> Sweep:
+def read_sweep(
+    name: str | None,
+    config: str | None = None,
+    arguments: Sequence[str] = (),
+    prune: bool = False,
+    **search: Any,
+) -> Sweep:
     """A sweep from a file, by its name or path, with `key=values` of the command line on top, or from these alone.
 
     A single value is a setting of all trials, several are a grid, and take the place of what the file says of that key.
-    Every key is checked against the configuration. Raises SweepError, ConfigError.
+    search: settings of `Search`; None: as the file has them. Raises SweepError, ConfigError.
     """
     sweep = _from_file(name) if name else Sweep(Path(config or "quickstart").stem, config or "quickstart")
     if name and config:
@@ -162,12 +168,19 @@ def read_sweep(name: str | None, config: str | None, arguments: Sequence[str]) -
             settings[key] = found.values[0]
         else:
             grid[key] = found.values
-    search = replace(sweep.search or Search({}), space=space) if space else None
-    return replace(sweep, settings=settings, grid=grid, zipped=zipped, search=search)
+    chosen = {key: value for key, value in search.items() if value is not None}
+    if chosen and not space:
+        raise SweepError(
+            f"--{next(iter(chosen))}: there is nothing to search; vary a setting by loguniform(...) or the like"
+        )
+    found_search = _checked(replace(sweep.search or Search({}), space=space, **chosen), "--") if space else None
+    return replace(
+        sweep, settings=settings, grid=grid, zipped=zipped, search=found_search, prune=prune or sweep.prune
+    )  # fmt: skip
 
 
 def check(sweep: Sweep) -> list[Trial]:
-    """The trials of a sweep without a search; of one with a search, those at its bounds and choices.
+    """The trials of a sweep without a search, each checked against the configuration; of one with a search, those at its bounds and choices.
 
     Raises SweepError for settings that contradict each other, ConfigError for a trial that cannot be run.
     """
@@ -332,14 +345,17 @@ def _search(content: Any, source: str) -> Search:
         space[key] = Distribution("choice", found.values) if isinstance(found, Choices) else found
     if not space:
         raise SweepError(f"{source}.space: nothing to search; give settings, such as a key: loguniform(1e-6,1e-4)")
-    search = Search(space, **{key: value for key, value in parts.items() if key != "space"})
+    return _checked(Search(space, **{key: value for key, value in parts.items() if key != "space"}), f"{source}.")
+
+
+def _checked(search: Search, prefix: str) -> Search:
     for key, choices in (("method", ("tpe", "random")), ("metric", METRICS)):
         if getattr(search, key) not in choices:
-            raise SweepError(f"{source}.{key}: expected {' or '.join(choices)}, found {getattr(search, key)!r}")
+            raise SweepError(f"{prefix}{key}: expected {' or '.join(choices)}, found {getattr(search, key)!r}")
     for key, least in (("trials", 1), ("seed", 0)):
         value = getattr(search, key)
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST_TRIALS:
-            raise SweepError(f"{source}.{key}: expected a whole number from {least} to {MOST_TRIALS}, found {value!r}")
+            raise SweepError(f"{prefix}{key}: expected a whole number from {least} to {MOST_TRIALS}, found {value!r}")
     return search
 
 
@@ -363,4 +379,3 @@ def _slug(value: str) -> str:
     """A value as a part of a folder's name; where letters had to go, with some of the hash of all."""
     kept = re.sub(r"[^A-Za-z0-9._+-]+", "-", value).strip("-.")[:32]
     return kept if kept == value else f"{kept}~{hashlib.sha256(value.encode()).hexdigest()[:6]}"
-

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -93,16 +93,16 @@ class Trials:
         overrides = [*task.trial.overrides, *rounds, f"run_dir={self.run_dir(task.trial)}"]
         return ["run", "--config", self.sweep.config, *overrides, *self.place.flags]
 
-    def work(self, order: Order, count: Callable[[], str]) -> None:
+    def work(self, order: Order) -> None:
         """Run what the order has until it has nothing more, or this process is told to stop; then trials are told as
-        a run is (SIGTERM), and end behind a commit. count: says how many trials there are."""
+        a run is (SIGTERM), and end behind a commit."""
         number, told = 0, 0
         with self.stop.listening():
             try:
                 while True:
                     while len(self._running) < self.parallel and not self.stop.why and (task := order.take()):
                         number += 1
-                        self._start(task, order, f"{number}/{count()} {_name(task)}")
+                        self._start(task, order, f"{number}/{order.total} {_name(task)}")
                     if not self._running:
                         if self.stop.why or task is None:
                             return
