@@ -1,7 +1,7 @@
 """Runs side by side: what differs in settings, held-out accuracy, cost, and which differences are more than chance.
 
-Runs that differ by seed alone are a group. Two things make a difference uncertain, and each has its own test: the seeds
-(another seed trains another policy: a t-test over seeds) and the held-out items (a bootstrap over items that both have).
+Runs that differ by seed alone are a group. Two things make a difference uncertain, and each has a test of its own: the
+seeds (another seed trains another policy: a t-test over seeds) and the held-out items (a bootstrap over shared items).
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Group:
 class Difference:
     """A group beside the reference, after the last round that both have.
 
-    paired: whether runs were paired by seed. seeds: difference of gains over seeds, None from a run each; permuted: p of
-    the permutation test beside it. items: difference in accuracy over shared held-out items, None where none are
+    paired: whether runs were paired by seed. seeds: difference of gains over seeds, None from a run each; permuted: p
+    of the permutation test beside it. items: difference in accuracy over shared held-out items, None where none are
     shared. p_seeds, p_items: corrected for the number of groups (Holm).
     """
 
@@ -129,29 +129,30 @@ def compare_runs(paths: Sequence[str]) -> Comparison:
 
 def conclusion(found: Difference, comparisons: int) -> str:
     """What can and cannot be said of a group beside the reference, in plain sentences."""
-    pair = f"{found.group.name} beside {found.reference.name}, after round {found.round}"
+    one, other = found.group.name, found.reference.name
     holm = f", corrected for {comparisons} comparisons" if comparisons > 1 else ""
+    over = f"{len(found.group.runs)} and {len(found.reference.runs)} runs"
     parts = []
     seeds, items = found.seeds, found.items
-    n = f"{len(found.group.runs)} and {len(found.reference.runs)} runs"
     if seeds is None:
         parts.append(
-            f"{pair}: {n} are too few to know how much seeds alone matter, so nothing can be said of the settings; run at "
-            "least two seeds of each"
+            f"{one} and {other}: {over} do not show how much the seed alone matters, so nothing can be said of the "
+            "settings; run at least two seeds of each"
         )
     else:
-        over = f"{seeds.n} paired seeds" if found.paired else n
-        what = f"{pair}: the gain is {100 * seeds.mean:+.1f} points"
-        if found.p_seeds is None or seeds.p is None:
-            parts.append(f"{what} in each of {over}; without spread between them no test over seeds is possible")
+        over = f"{seeds.n} paired seeds" if found.paired else over
+        what = f"After round {found.round} {one} gains {100 * seeds.mean:+.1f} points beyond {other}"
+        if found.p_seeds is None:
+            parts.append(f"{what} in each of {over}; without a spread between them there is no test over seeds")
         else:
             ends = f"95 % interval {shown_interval(seeds, sign=True)}, " if seeds.low is not None else ""
-            say = "more than chance between seeds explains" if found.p_seeds < LEVEL else "not told from chance"
-            parts.append(f"{what} over {over} ({ends}p {found.p_seeds:.3f}{holm}): {say}")
-            if found.paired and 2 / 2**seeds.n > LEVEL:
+            real = found.p_seeds < LEVEL
+            say = "more than chance between seeds explains" if real else "which chance between seeds may explain"
+            parts.append(f"{what} ({over}, {ends}p {found.p_seeds:.3f}{holm}), {say}")
+            if real and found.paired and 2 / 2**seeds.n > LEVEL:
                 parts.append(
-                    f"A permutation test of {seeds.n} pairs cannot fall below p {2 / 2**seeds.n:.3f}, so the t-test's "
-                    "assumption of normal gains carries this; six seeds are the least for a test without it"
+                    "This rests on the t-test's assumption of normal gains: a permutation test of "
+                    f"{seeds.n} pairs cannot fall below p {2 / 2**seeds.n:.3f}, and needs six to fall below {LEVEL}"
                 )
     if items is None:
         parts.append("The runs share no held-out items, so items cannot be paired")

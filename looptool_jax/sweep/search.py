@@ -1,7 +1,7 @@
 """Random and TPE search by Optuna: points asked one by one, each run over the sweep's seeds, and told its value.
 
-What was asked and told stands in `search.jsonl` of the sweep's folder. The study is built anew from it for every question
-and the sampler is keyed by the point's number, so a search that was killed asks on as if nothing had happened.
+What was asked and told stands in `search.jsonl` of the sweep's folder. The study is built anew from it for every
+question, and the sampler is keyed by the point's number, so a search that was killed asks on as if undisturbed.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from looptool_jax.data.yaml_text import dump_yaml, parse_yaml
 from looptool_jax.loop.run_config import RunConfig
 from looptool_jax.sweep.values import Choices, Distribution, SweepError, as_text, read_values
 
-MOST_TRIALS = 10_000
+MOST_TRIALS = 2000
 SEED = "seed"
 KEPT = "sweep.yaml"
 METRICS = ("accuracy", "gain", "reward")
@@ -54,11 +55,11 @@ class Search:
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep. group: the settings that it shares with the trials that differ from it by seed alone."""
+    """One run of a sweep; its name says which. group: what it shares with the trials that differ by seed alone."""
 
     name: str
     group: str
-    settings: Settings
+    settings: Settings = field(compare=False)
 
     @property
     def overrides(self) -> list[str]:
@@ -180,7 +181,7 @@ def read_sweep(
 
 
 def check(sweep: Sweep) -> list[Trial]:
-    """The trials of a sweep without a search, each checked against the configuration; of one with a search, those at its bounds and choices.
+    """The trials of a sweep, each checked against the configuration; of a search, those at its bounds and choices.
 
     Raises SweepError for settings that contradict each other, ConfigError for a trial that cannot be run.
     """
@@ -191,15 +192,13 @@ def check(sweep: Sweep) -> list[Trial]:
             point = {key: found.arguments[index % len(found.arguments)] for key, found in space.items()}
             trials += sweep.group("", point, point)
     else:
+        together = max((len(values) for values in sweep.zipped.values()), default=1)
+        count = math.prod(map(len, sweep.grid.values())) * max(1, len(sweep.variants)) * together
+        if count > MOST_TRIALS:
+            raise SweepError(f"{count} trials; at most {MOST_TRIALS} are run. Take values out")
         trials = sweep.trials()
-    if len(trials) > MOST_TRIALS:
-        raise SweepError(f"{len(trials)} trials; at most {MOST_TRIALS} are run. Take values out")
-    names = [trial.name for trial in trials]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        if not sweep.search:
-            raise SweepError(f"{twice}: two trials have the same settings; take a value out")
-    for trial in trials:
+    first = {trial.group: trial for trial in reversed(trials)}
+    for trial in dict.fromkeys([*trials[: max(1, len(sweep.seeds))], *first.values()]):  # every seed, and every group
         cfg = sweep.trial_config(trial, "runs/trial")
         if (sweep.prune or (sweep.search and sweep.search.metric in ("accuracy", "gain"))) and not cfg.data.heldout:
             raise SweepError("data.heldout=0: there is no held-out accuracy to prune or search by; hold items out")
@@ -272,7 +271,11 @@ def _check_keys(sweep: Sweep) -> None:
     for key in [*varied, *in_variants, *sweep.settings]:
         if key == "run_dir":
             raise SweepError("run_dir: every trial has one of its own in the sweep's folder; give --out")
+    if not varied and not sweep.variants:
+        raise SweepError("nothing varies; give several values, as in seed=range(3), or the name of a sweep")
     for key in varied:
+        if key in sweep.settings:
+            raise SweepError(f"{key}: is varied, and has a value for all trials in settings; leave one of them")
         if varied.count(key) > 1 or key in in_variants:
             raise SweepError(f"{key}: is varied twice (grid, zip, variants, search); leave one of them")
     for key in [*sweep.zipped, *searched, *in_variants]:

@@ -21,7 +21,7 @@ REPAIR = ("precision", "recall", "repaired", "harm", "noise_before", "noise_afte
 
 @dataclass(frozen=True)
 class Row:
-    """A trial, its figures, and how it stands: finished, stopped, failed, unfinished or waiting. problem: why it failed."""
+    """A trial and its figures. status: finished, stopped, failed, unfinished or waiting. problem: why it failed."""
 
     trial: Trial
     figures: Figures
@@ -74,8 +74,8 @@ def groups_table(rows: Sequence[Row]) -> Table:
         before, after, gain = (_estimate(ended, what) for what in ("before", "after", "gain"))
         lines.append([
             group, f"{len(ended)} of {len(of_group)}", f"{last}{' (stopped)' if stopped else ''}" if ended else "–",
-            percent(before.mean) if before else "–", shown_mean(after), shown_interval(after), shown_mean(gain, sign=True),
-            shown_interval(gain, sign=True), _seconds(ended),
+            percent(before.mean) if before else "–", shown_mean(after), shown_interval(after),
+            shown_mean(gain, sign=True), shown_interval(gain, sign=True), _seconds(ended),
         ])  # fmt: skip
     columns = [
         "settings", "runs", "round", "before", "held-out ± s.d.", "95 % interval", "gain ± s.d.", "95 % interval",

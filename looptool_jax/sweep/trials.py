@@ -150,7 +150,8 @@ class Trials:
             elif status == 0 or (self.stop.why and status in (-signal.SIGTERM, -signal.SIGKILL)):
                 self.stop.set("preempted")  # the trial was told so; its machine, or that of a peer, is wanted back
             else:
-                self._failed(task, order, process.label, last or f"ended with status {status}")
+                how = f"killed by {signal.Signals(-status).name}, after: " if status < 0 else ""
+                self._failed(task, order, process.label, f"{how}{last or f'status {status}, without a word'}")
 
     def _failed(self, task: Task, order: Order, label: str, reason: str) -> None:
         self.failures[task.trial.name] = reason

@@ -1,0 +1,187 @@
+"""A sweep and its trials as processes: failures, resuming, stopping, splitting. The trials are played (`stub.py`)."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from looptool_jax.data.store import DataError, lock_directory
+from looptool_jax.loop.console import Console
+from looptool_jax.sweep.run import read_shard, run_sweep
+from looptool_jax.sweep.space import read_sweep
+from looptool_jax.sweep.trials import Place
+from looptool_jax.sweep.values import SweepError
+
+from .conftest import STUB, starts
+
+MAIN = f"""
+import sys
+from looptool_jax.sweep import trials
+trials.PROGRAM = (sys.executable, {STUB!r})
+from looptool_jax.cli import main
+main()
+"""
+
+
+def results(folder: str = "sweep") -> dict[str, dict[str, str]]:
+    with open(f"{folder}/results.csv", newline="") as file:
+        return {row["trial"]: row for row in csv.DictReader(file)}
+
+
+def files(folder: str) -> dict[str, str]:
+    found = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+def test_a_failed_trial_ends_nobody_else_and_is_tried_again(played, plan, capsys):
+    plan({"seed=0": {"accuracy": [0.2, 0.3, 0.5]}, "seed=1": {"fail": True}, "seed=2": {"accuracy": [0.2, 0.4, 0.4]}})
+    ended = played("seed=range(3)")
+    assert ended.failures == {"base,seed=1": "looptool: \x1b[31mthe weights are gone"}
+    found = results()
+    assert [row["status"] for row in found.values()] == ["finished", "failed", "finished"]
+    assert found["base,seed=1"]["problem"].endswith("the weights are gone")
+    assert [found["base,seed=0"][f"accuracy_{round_}"] for round_ in range(3)] == ["0.2", "0.3", "0.5"]
+    assert (found["base,seed=0"]["gain"], found["base,seed=0"]["reward"]) == ("0.3", "0.5")
+    assert (found["base,seed=0"]["precision"], found["base,seed=0"]["harm"]) == ("0.5", "")
+    assert "\x1b[31m" not in capsys.readouterr().out
+    assert "the weights are gone" in Path("sweep/logs/base,seed=1.log").read_text()
+    summary = Path("sweep/summary.md").read_text()
+    # By hand: 0.5 and 0.4 are 45.0 ± 7.07; t(0.975, 1) · 7.07 / √2 = 63.53.
+    assert "| base | 2 of 3 | 2 | 20.0 % | 45.0 ± 7.1 | -18.5 to 108.5 | +25.0 ± 7.1 |" in summary
+    assert "## Trials that failed" in summary
+    before = files("sweep/trials/base,seed=0")
+    plan({"seed=1": {"accuracy": [0.2, 0.2, 0.6]}})
+    assert played("seed=range(4)").failures == {}
+    assert [line.split()[0] for line in starts()[3:]] == ["base,seed=1", "base,seed=3"]
+    assert files("sweep/trials/base,seed=0") == before
+    assert [row["status"] for row in results().values()] == ["finished"] * 4
+    page = Path("sweep/summary.html").read_text()
+    assert "<script" not in page and "4 of 4" in page
+
+
+def test_sigterm_stops_the_trials_and_then_the_sweep(played, plan):
+    plan({"seed=0": {"wait": True}})
+
+    def tell() -> None:
+        while not Path("waiting").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=tell).start()
+    ended = played("seed=range(2)", parallel=1)
+    assert (ended.stop.why, ended.failures) == ("preempted", {})
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [row["status"] for row in results().values()] == ["unfinished", "waiting"]
+    plan({})
+    assert not played("seed=range(2)").stop.why
+    assert [row["status"] for row in results().values()] == ["finished"] * 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_the_command_says_how_to_go_on(plan, number, code):
+    plan({"seed=0": {"wait": True}})
+    listening = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {MAIN}"
+    command = [sys.executable, "-c", listening, "sweep", "--config", "micro", "seed=range(2)", "data.heldout=20"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not Path("waiting").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code and len(starts()) == 1
+    assert said.splitlines()[-1].endswith("give the same command again to continue")
+
+
+def test_a_sweep_killed_with_its_trials_goes_on_and_ends_as_if_undisturbed(plan, tmp_path):
+    arguments = ["--config", "micro", "seed=range(3)", "rounds=1", "data.heldout=20"]
+
+    def sweep(out: str) -> int:
+        return subprocess.run(
+            [sys.executable, "-c", MAIN, "sweep", *arguments, "--out", out],
+            start_new_session=True, capture_output=True,
+        ).returncode  # fmt: skip
+
+    plan({"seed=1": {"kill": True}})
+    assert sweep("killed") == -signal.SIGKILL
+    done = files("killed/trials/base,seed=0")
+    plan({})
+    assert sweep("killed") == 0 and sweep("undisturbed") == 0
+    assert [line.split()[0][-1] for line in starts()] == ["0", "1", "1", "2", "0", "1", "2"]
+    assert files("killed/trials/base,seed=0") == done
+    for number in range(3):
+        killed, undisturbed = (Path(f"{name}/trials/base,seed={number}") for name in ("killed", "undisturbed"))
+        assert (killed / "manifest.json").read_bytes() == (undisturbed / "manifest.json").read_bytes()
+    assert [row["accuracy_1"] for row in results("killed").values()] == ["0.5"] * 3
+
+
+def test_hopeless_groups_stop_behind_a_round_and_stay_stopped(played, plan):
+    accuracy = {0.0001: 0.3, 0.0002: 0.5, 0.0003: 0.6, 0.0004: 0.7}
+    plan({f"={rate}": {"accuracy": [0.2, value, value]} for rate, value in accuracy.items()})
+    rates = ",".join(map(str, accuracy))
+    played(f"train.optimizer.learning_rate={rates}", prune=True)
+    found = results()
+    assert [row["status"] for row in found.values()] == ["stopped", "stopped", "finished", "finished"]
+    assert [row["accuracy_2"] for row in found.values()] == ["", "", "0.6", "0.7"]
+    assert [line.split()[1] for line in starts()] == ["rounds=1"] * 4 + ["rounds=2"] * 2
+    assert "1 (stopped)" in Path("sweep/summary.md").read_text()
+    played(f"train.optimizer.learning_rate={rates}", prune=True)
+    assert len(starts()) == 6 and [row["status"] for row in results().values()][:2] == ["stopped"] * 2
+
+
+def test_shards_are_every_nth_trial_and_lie_in_one_folder(played, plan):
+    played("seed=range(3)", "rounds=1", shard=(2, 2))
+    assert [row["status"] for row in results().values()] == ["waiting", "finished", "waiting"]
+    played("seed=range(3)", "rounds=1", shard=(1, 2))
+    assert [row["status"] for row in results().values()] == ["finished"] * 3
+    assert read_shard("2/8") == (2, 8) and read_shard(None) == (1, 1)
+    for wrong in ("0/2", "3/2", "1", "a/b", "1/2/3", "-1/2"):
+        with pytest.raises(SweepError, match="--shard"):
+            read_shard(wrong)
+
+
+def test_two_sweeps_in_one_folder(played):
+    with lock_directory("sweep/locks/all"), pytest.raises(DataError, match="in use by another run"):
+        played("seed=range(2)")
+
+
+def test_a_trial_whose_folder_holds_another_run_fails_and_keeps_it(played, plan):
+    played("seed=range(1)", "rounds=1")
+    kept = Path("sweep/trials/base,seed=0/config.yaml")
+    kept.write_text(kept.read_text().replace("batch: 8", "batch: 4"))
+    ended = played("seed=range(1)", "rounds=1")
+    assert "other settings (train.batch was 4, now 8)" in ended.failures["base,seed=0"] and len(starts()) == 1
+
+
+def test_what_needs_one_process_is_refused_with_several(plan):
+    together = Place(1, True, ["--coordinator", "10.0.0.2:8476"])
+    grid = read_sweep(None, "micro", ["seed=range(2)"])
+    with pytest.raises(SweepError, match="--parallel: processes that work together"):
+        run_sweep(grid, "sweep", Console(), 2, place=together)
+    search = read_sweep(None, "micro", ["train.group=int(2,8)"])
+    with pytest.raises(SweepError, match="a search: needs one process"):
+        run_sweep(search, "sweep", Console(), place=together)
+    pruned = read_sweep(None, "micro", ["train.group=2,4"], prune=True)
+    for options, words in (({"place": together}, "prune: needs one process"), ({"shard": (1, 2)}, "--shard: prune")):
+        with pytest.raises(SweepError, match=words):
+            run_sweep(pruned, "sweep", Console(), **options)
+    assert not Path("sweep").exists()
+
+
+def test_a_dry_run_prints_commands_and_runs_none(plan):
+    command = [sys.executable, "-c", MAIN, "sweep", "ablations", "--dry-run", "--shard", "2/7", "policy.path=a b"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    first, second, third = done.stdout.splitlines()
+    assert first == (
+        "looptool run --config quickstart 'policy.path=a b' seed=1 run_dir=runs/sweep-ablations/trials/full,seed=1"
+    )
+    assert "compose.expanded_part=drop seed=" in second + third and not Path("runs").exists()
