@@ -90,7 +90,7 @@ def _row(trial: Trial, work: Trials, order: Order) -> Row:
         found = read_figures(run_dir)
         if problem:
             status = "failed"
-        elif is_finished(work.sweep.trial_config(trial, run_dir)):
+        elif is_finished(work.config(Task(trial))):
             status = "finished"
         elif trial.group in order.stopped:
             status = "stopped"

@@ -18,6 +18,7 @@ from types import FrameType
 from looptool_jax.config import check_kept
 from looptool_jax.data.store import DataError, is_url, join, read_bytes, write_bytes
 from looptool_jax.loop.console import Console
+from looptool_jax.loop.run_config import RunConfig
 from looptool_jax.loop.runner import is_finished
 from looptool_jax.sweep.figures import read_figures
 from looptool_jax.sweep.order import Order, Task
@@ -83,9 +84,16 @@ class Trials:
         self.failures: dict[str, str] = {}
         self.stop = Stop()
         self._running: dict[_Process, Task] = {}
+        self._configs: dict[Task, RunConfig] = {}
 
     def run_dir(self, trial: Trial) -> str:
         return join(self.out, "trials", trial.name)
+
+    def config(self, task: Task) -> RunConfig:
+        """Raises ConfigError."""
+        if task not in self._configs:
+            self._configs[task] = self.sweep.trial_config(task.trial, self.run_dir(task.trial), task.rounds)
+        return self._configs[task]
 
     def command(self, task: Task) -> list[str]:
         """The arguments of `looptool` behind which a trial's run is."""
@@ -160,7 +168,7 @@ class Trials:
 
     def _is_finished(self, task: Task, patient: bool = False) -> bool:
         """Raises ConfigError where the directory holds a run with other settings; DataError."""
-        cfg = self.sweep.trial_config(task.trial, self.run_dir(task.trial), task.rounds)
+        cfg = self.config(task)
         late = time.monotonic() + SEEN_SECONDS
         while not is_finished(cfg):
             if not patient or time.monotonic() > late:

@@ -21,8 +21,9 @@ Played = Callable[..., Trials]
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch) -> Callable[[dict], None]:
-    """Says what the trials do, by a part of their names."""
-    monkeypatch.setattr(trials, "PROGRAM", (sys.executable, STUB))
+    """Says what the trials do, by a part of their names. Played runs keep no settings to be held against."""
+    monkeypatch.setattr(trials, "PROGRAM", (sys.executable, "-S", STUB))
+    monkeypatch.setattr(trials, "check_kept", lambda cfg: None)
     monkeypatch.chdir(tmp_path)
 
     def write(content: dict) -> None:
@@ -36,9 +37,11 @@ def plan(tmp_path, monkeypatch) -> Callable[[dict], None]:
 def played(plan) -> Played:
     """Runs a sweep of micro in the folder `sweep` of the working directory."""
 
-    def run(*arguments: str, parallel: int = 2, shard: tuple[int, int] = (1, 1), **options: object) -> Trials:
-        sweep = read_sweep(None, "micro", [*arguments, "data.heldout=20"], **options)
-        return run_sweep(sweep, "sweep", Console(), parallel, shard)
+    def run(
+        *arguments: str, out: str = "sweep", parallel: int = 2, shard: tuple[int, int] = (1, 1), **options: object
+    ) -> Trials:
+        sweep = read_sweep(None, "micro", arguments, **options)
+        return run_sweep(sweep, out, Console(), parallel, shard)
 
     return run
 
