@@ -53,7 +53,7 @@ def sweep(
     looptool sweep ablations --dry-run
     """
     from looptool_jax.data.files import write_files
-    from looptool_jax.loop.console import Console
+    from looptool_jax.loop.console import Console, shown
     from looptool_jax.parallel.processes import PREEMPTED, index_of
     from looptool_jax.sweep.run import dry_run as commands_of
     from looptool_jax.sweep.run import read_shard, run_sweep
@@ -77,7 +77,7 @@ def sweep(
     write_files(place.first)
     ended = run_sweep(space, folder, Console(quiet or not place.first), parallel, part, place)
     for trial, reason in ended.failures.items():
-        print(f"looptool: {trial} failed: {reason}", file=sys.stderr)
+        print(f"looptool: {trial} failed: {shown(reason)}", file=sys.stderr)
     if ended.stop.why == "interrupted":
         end("looptool: interrupted; give the same command again to continue", 130)
     if ended.stop.why:

@@ -278,13 +278,15 @@ def _settings_table(groups: Sequence[Group]) -> Table:
     settings = [group.runs[0].settings for group in groups]
     keys = sorted({key for one in settings for key in one})
     different = [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
-    rows = [[key, *(json.dumps(one.get(key), ensure_ascii=False) for one in settings)] for key in different]
-    runs = ["runs", *(str(len(group.runs)) for group in groups)]
-    seeds = ["seeds", *(", ".join(str(run.seed) for run in group.runs) for group in groups)]
-    columns = ["setting", *(group.name for group in groups)]
-    return Table(
-        "Settings that differ", columns, [*rows, runs, seeds], f"{len(keys) - len(different)} others are equal"
-    )
+    rows = [
+        [
+            group.name, *(json.dumps(one.get(key), ensure_ascii=False) for key in different), str(len(group.runs)),
+            ", ".join(str(run.seed) for run in group.runs),
+        ]
+        for group, one in zip(groups, settings, strict=True)
+    ]  # fmt: skip
+    columns = ["runs of", *different, "n", "seeds"]
+    return Table("Settings that differ", columns, rows, f"{len(keys) - len(different)} others are equal")
 
 
 def _accuracy_table(groups: Sequence[Group]) -> Table:
@@ -310,15 +312,14 @@ def _mean_at(group: Group, round_: int) -> str:
 def _category_table(groups: Sequence[Group]) -> Table:
     names = sorted({name for group in groups for name in group.runs[0].figures.held_out[group.last]["by_category"]})
     rows = []
-    for name in names:
+    for group in groups:
         cells = []
-        for group in groups:
+        for name in names:
             found = [run.figures.held_out[group.last]["by_category"].get(name) for run in group.runs]
             values = [one["accuracy"] for one in found if one]
             cells.append(percent(sum(values) / len(values)) if values else "–")
-        rows.append([name, *cells])
-    note = "held-out accuracy after the last round, means over runs"
-    return Table("By category", ["category", *(group.name for group in groups)], rows, note)
+        rows.append([group.name, *cells])
+    return Table("By category", ["runs of", *names], rows, "held-out accuracy after the last round, means over runs")
 
 
 def _seeds_table(differences: Sequence[Difference]) -> Table:

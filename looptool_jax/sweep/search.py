@@ -40,8 +40,8 @@ class SearchOrder:
     def __init__(self, sweep: Sweep, rounds: int, path: str, figures: ReadFigures) -> None:
         """rounds: of a run. Raises SweepError without Optuna, DataError where `path` cannot be read."""
         assert sweep.search is not None
-        _optuna()
         self._sweep, self._search, self._figures = sweep, sweep.search, figures
+        self._space = {key: _distribution(_optuna(), found) for key, found in sweep.search.space.items()}
         self._rungs: Sequence[int | None] = range(1, rounds + 1) if sweep.prune else [None]
         self.total = self._search.trials * max(1, len(sweep.seeds)) * len(self._rungs)
         self._log = Progress(path)
@@ -127,10 +127,11 @@ class SearchOrder:
             number = row["point"]
             if "values" in row and number == len(self.points):
                 self.points.append(self._point(row["values"]))
+                self._frozen(self.points[-1])
             else:
                 float(row["value"])
                 self._told(self.points[number], row)
-        except (KeyError, TypeError, ValueError, IndexError):
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
             raise DataError(
                 f"{path}: not the points of this search; restore the file, or choose another --out"
             ) from None
@@ -145,22 +146,23 @@ class SearchOrder:
             if self._search.method == "random"
             else optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
         )
-        space = {key: _distribution(optuna, found) for key, found in self._search.space.items()}
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for point in self.points:
-            study.add_trial(self._frozen(optuna, point, space))
-        asked = study.ask(space).params
+            study.add_trial(self._frozen(point))
+        asked = study.ask(self._space).params
         return {key: _as_text(self._search.space[key], value) for key, value in asked.items()}
 
-    def _frozen(self, optuna: Any, point: Point, space: dict[str, Any]) -> Any:
-        state, value, steps = optuna.trial.TrialState.RUNNING, None, {}
+    def _frozen(self, point: Point) -> Any:
+        """A point as Optuna knows it. Raises ValueError, KeyError for one that is not of this space."""
+        states, trial = _optuna().trial.TrialState, _optuna().trial
+        state, value, steps = states.RUNNING, None, {}
         if point.told:
-            state, value = optuna.trial.TrialState.COMPLETE, point.told["value"]
+            state, value = states.COMPLETE, point.told["value"]
         if "stopped" in point.told:
-            state, value, steps = optuna.trial.TrialState.PRUNED, None, {point.told["stopped"]: value}
+            state, value, steps = states.PRUNED, None, {point.told["stopped"]: value}
         params = {key: _of_text(self._search.space[key], text) for key, text in point.values.items()}
-        return optuna.trial.create_trial(
-            state=state, value=value, params=params, distributions=space, intermediate_values=steps
+        return trial.create_trial(
+            state=state, value=value, params=params, distributions=self._space, intermediate_values=steps
         )
 
 

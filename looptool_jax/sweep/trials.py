@@ -148,7 +148,7 @@ class Trials:
             del self._running[process]
             last = process.close()
             try:
-                finished = status == 0 and self._is_finished(task, patient=self.place.several)
+                finished = status == 0 and self._is_finished(task, patient=self.place.several and not self.stop.why)
             except ValueError as error:
                 status, finished, last = 2, False, str(error)
             if finished:

@@ -72,10 +72,10 @@ def test_groups_paired_by_seed(tmp_path):
     assert one.permuted == 2 / 2**3
     # Items are averaged over the seeds: 20, 21, 19 right in b, 16, 14, 15 in a.
     assert one.items.n == 40 and one.items.mean == pytest.approx((60 - 45) / 120)
-    assert table(found, "Settings that differ")[0] == ["train.batch", "4", "8"]
+    assert table(found, "Settings that differ") == [["a0", "4", "3", "0, 1, 2"], ["b0", "8", "3", "0, 1, 2"]]
     assert table(found, "Held-out accuracy")[0][:4] == ["a0", "3", "26.7 ± 2.9", "37.5 ± 2.5"]
     # Items of category a, the even ones: 8, 7 and 8 right of 20 in a, 10, 11 and 10 in b.
-    assert table(found, "By category") == [["a", "38.3 %", "51.7 %"], ["b", "36.7 %", "48.3 %"]]
+    assert table(found, "By category") == [["a0", "38.3 %", "36.7 %"], ["b0", "51.7 %", "48.3 %"]]
     assert table(found, "Cost") == [["a0", "3", "2", "100"], ["b0", "3", "2", "100"]]
     (said,) = found.conclusions
     assert "b0 gains +12.5 points beyond a0 (3 paired seeds" in said
@@ -133,7 +133,7 @@ def test_runs_of_other_lengths_are_compared_where_both_have_been(tmp_path):
     b = make_run(tmp_path / "b", verdicts(10, 20))
     found = compare_runs([a, b])
     assert found.differences[0].round == 1 and found.differences[0].items.mean == pytest.approx(8 / 40)
-    assert table(found, "Settings that differ")[0] == ["rounds", "2", "1"]
+    assert table(found, "Settings that differ") == [["a", "2", "1", "0"], ["b", "1", "1", "0"]]
 
 
 def test_p_values_are_corrected_for_the_number_of_groups(tmp_path):

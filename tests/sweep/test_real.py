@@ -77,7 +77,7 @@ def test_its_runs_are_compared(two, tmp_path):
 @pytest.mark.timeout(3000)
 def test_two_by_three_killed_half_way_ends_as_undisturbed(tmp_path):
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    command = [sys.executable, "-P", "-m", "looptool_jax.cli", "sweep", "micro", "--out", str(killed)]
+    command = [sys.executable, "-P", "-m", "looptool_jax.cli", "sweep", "micro", *SHORT, "--out", str(killed)]
     with subprocess.Popen(
         command, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -89,9 +89,9 @@ def test_two_by_three_killed_half_way_ends_as_undisturbed(tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
     done = [killed / "trials" / f"learning_rate=0.0001,seed={seed}" for seed in (0, 1)]
     before = [contents(folder) for folder in done]
-    assert sweep("micro", out=killed).returncode == 0
+    assert sweep("micro", *SHORT, out=killed).returncode == 0
     assert [contents(folder) for folder in done] == before
-    sweep("micro", out=undisturbed)
+    sweep("micro", *SHORT, out=undisturbed)
     for folder in (undisturbed / "trials").iterdir():
         assert (killed / "trials" / folder.name / "manifest.json").read_bytes() == (
             folder / "manifest.json"
@@ -122,10 +122,8 @@ def test_two_processes_run_the_trials_together(tmp_path):
         address = f"127.0.0.1:{listening.getsockname()[1]}"
     command = [sys.executable, "-P", "-m", "looptool_jax.cli", "sweep", "--config", "micro", "seed=range(2)", *SHORT]
     command += ["--out", str(tmp_path / "sweep"), "--coordinator", address, "--processes", "2", "--process"]
-    started = [
-        subprocess.Popen([*command, str(index)], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for index in (0, 1)
-    ]  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    started = [subprocess.Popen([*command, str(index)], env=ENVIRONMENT, **pipes) for index in (0, 1)]
     said = [process.communicate(timeout=600)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     assert said[0].count(": finished in ") == 2 and said[1] == ""

@@ -108,8 +108,20 @@ def test_hopeless_points_stop_behind_a_round(tmp_path):
     assert again.stopped == order.stopped and len(again.stopped) == len(stopped)
 
 
-def test_a_file_of_another_search_is_refused(tmp_path):
-    (tmp_path / "search.jsonl").write_text('{"point": 3, "value": 1}\n')
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"point": 3, "value": 1}',
+        '{"point": 0}',
+        '{"point": 0, "values": {"train.batch": "4"}}',
+        '{"point": 0, "values": {"train.optimizer.learning_rate": "1", "compose.high_ppl": "top"}}',
+        '{"point": 0, "values": {"train.optimizer.learning_rate": "0.001", "compose.high_ppl": "best"}}',
+        '{"point": 0, "values": {"train.optimizer.learning_rate": {}, "compose.high_ppl": "top"}}',
+        '{"point": 0, "values": [1]}',
+    ],
+)
+def test_a_file_of_another_search_is_refused(tmp_path, row):
+    (tmp_path / "search.jsonl").write_text(f"{row}\n")
     with pytest.raises(DataError, match=r"search\.jsonl: not the points of this search"):
         search(tmp_path, Runs(), trials=2)
 
