@@ -46,6 +46,8 @@ def test_help_lists_the_commands_without_importing_jax(tmp_path):
         "export",
         "data",
         "serve",
+        "sweep",
+        "compare",
     )
     assert all(command in text for command in commands)
 
@@ -54,7 +56,17 @@ def test_help_lists_the_commands_without_importing_jax(tmp_path):
     "command",
     [
         *("run", "probe", "judge", "expand", "compose", "train", "warmup", "eval", "report", "import", "publish"),
-        *("export", "serve", "data", "data inspect", "data export", "data tools", "data contamination"),
+        *(
+            "export",
+            "serve",
+            "sweep",
+            "compare",
+            "data",
+            "data inspect",
+            "data export",
+            "data tools",
+            "data contamination",
+        ),
         *("synthesize", "synthesize trees", "synthesize apis", "synthesize dialogues"),
     ],
 )
