@@ -95,7 +95,7 @@ class Comparison:
         names = ", ".join(group.name for group in self.groups)
         said = "".join(f"<p>{text(line)}</p>" for line in self.conclusions)
         sections = [Section("conclusions", "What can be concluded", said + _chart(self.groups))]
-        sections += [Section(f"table-{number}", one.title, table(one)) for number, one in enumerate(self.tables)]
+        sections.append(Section("tables", "Tables", "".join(map(table, self.tables))))
         write_text(join(out, "comparison.html"), page("Runs compared", names, sections))
         lines = "\n".join(f"- {line}" for line in self.conclusions)
         tables = "\n\n".join(one.markdown() for one in self.tables)

@@ -38,8 +38,8 @@ def write_summary(sweep: Sweep, rows: Sequence[Row], out: str) -> Table:
     tables = [found, _trials_table(rows), *([failed] if failed.rows else [])]
     write_text(join(out, FILES[0]), results_csv(sweep, rows))
     write_text(join(out, FILES[1]), f"# Sweep {sweep.name}\n\n" + "\n\n".join(one.markdown() for one in tables) + "\n")
-    sections = [Section("groups", "Settings", _charts(rows) + table(found))]
-    sections += [Section(f"table-{number}", one.title, table(one)) for number, one in enumerate(tables[1:])]
+    sections = [Section("groups", "Groups of settings", _charts(rows) + table(found))]
+    sections.append(Section("trials", "Every trial", "".join(map(table, tables[1:]))))
     write_text(join(out, FILES[2]), page(f"Sweep {sweep.name}", out, sections))
     return found
 

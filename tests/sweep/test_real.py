@@ -17,9 +17,11 @@ import pytest
 from typer.testing import CliRunner
 
 from looptool_jax.cli import app
+from looptool_jax.data.store import read_text
 from looptool_jax.report.html import write_report
 
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+STORE = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
 SHORT = ("rounds=1", "finish_loop=false", "data.heldout=8", "train.answers.answer_tokens=32", "evaluate.drafts=false")
 
 
@@ -129,3 +131,21 @@ def test_two_processes_run_the_trials_together(tmp_path):
     assert said[0].count(": finished in ") == 2 and said[1] == ""
     rows = results(tmp_path / "sweep")
     assert [row["status"] for row in rows] == ["finished"] * 2 and all(row["accuracy_1"] for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_sweep_in_a_bucket(bucket):
+    """The trials find the store by the environment, as the fixture sets it."""
+    arguments = ["sweep", "--config", "micro", "seed=range(2)", *SHORT, "--out", f"{bucket}/sweep"]
+    command = [sys.executable, "-P", "-m", "looptool_jax.cli", *arguments]
+    environment = {**ENVIRONMENT, **{key: os.environ[key] for key in STORE if key in os.environ}}
+    first, again = (
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(2)
+    )
+    assert first.stdout.count(": finished in ") == 2 and again.stdout.count(": done already") == 2
+    rows = list(csv.DictReader(read_text(f"{bucket}/sweep/results.csv").splitlines()))
+    assert [row["status"] for row in rows] == ["finished"] * 2 and all(row["accuracy_1"] for row in rows)
+    assert "round-1/eval: started" in read_text(f"{bucket}/sweep/logs/{rows[0]['trial']}.log")
+    done = CliRunner().invoke(app, ["compare", f"{bucket}/sweep"])
+    assert "2 run(s) with the same settings but for the seed" in str(done.exception)
