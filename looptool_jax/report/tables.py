@@ -37,11 +37,11 @@ class Table:
 
     def markdown(self) -> str:
         """The table in Markdown, under its title."""
-        lines = [[_cell(cell) for cell in row] for row in (self.columns, *self.rows)]
+        lines = [[markdown_text(cell) for cell in row] for row in (self.columns, *self.rows)]
         head, *rows = [f"| {' | '.join(line)} |" for line in lines]
         rule = f"|{'---|' * len(self.columns)}"
-        note = f"\n{_cell(self.note)}\n" if self.note else ""
-        return "\n".join([f"## {_cell(self.title)}", "", head, rule, *rows, note])
+        note = f"\n{markdown_text(self.note)}\n" if self.note else ""
+        return "\n".join([f"## {markdown_text(self.title)}", "", head, rule, *rows, note])
 
 
 def run_tables(run_dir: str) -> list[Table]:
@@ -197,8 +197,8 @@ def _cost(run_dir: str) -> Table:
     return Table("Cost", ["stage", "seconds", "tokens of answers", "tokens/s"], rows)
 
 
-def _cell(text: str) -> str:
-    """Text that stays text, on one line and in its column."""
+def markdown_text(text: str) -> str:
+    """Text that stays text in Markdown, on one line and in its column."""
     return re.sub(r"([\\`*_\[<|])", r"\\\1", " ".join(shown(text).split()))
 
 

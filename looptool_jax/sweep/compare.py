@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from looptool_jax.evaluation.statistics import Estimate, mean_over_seeds
 from looptool_jax.loop.manifest import NAME as MANIFEST
 from looptool_jax.report import charts
 from looptool_jax.report.page import Section, page, table, text
-from looptool_jax.report.tables import Table, percent
+from looptool_jax.report.tables import Table, markdown_text, percent
 from looptool_jax.sweep.figures import Figures, read_figures
 from looptool_jax.sweep.space import KEPT, SEED
 from looptool_jax.sweep.summary import shown_interval, shown_mean
@@ -97,7 +97,7 @@ class Comparison:
         sections = [Section("conclusions", "What can be concluded", said + _chart(self.groups))]
         sections.append(Section("tables", "Tables", "".join(map(table, self.tables))))
         write_text(join(out, "comparison.html"), page("Runs compared", names, sections))
-        lines = "\n".join(f"- {line}" for line in self.conclusions)
+        lines = "\n".join(f"- {markdown_text(line)}" for line in self.conclusions)
         tables = "\n\n".join(one.markdown() for one in self.tables)
         write_text(join(out, "comparison.md"), f"# Runs compared\n\n{lines}\n\n{tables}\n")
         write_text(join(out, "comparison.csv"), _csv(self.differences))
@@ -118,7 +118,7 @@ def compare_runs(paths: Sequence[str]) -> Comparison:
     by_seeds = statistics.holm([one.seeds.p if one.seeds else None for one in differences])
     by_items = statistics.holm([one.items.p if one.items else None for one in differences])
     differences = [
-        Difference(**{**one.__dict__, "p_seeds": seeds, "p_items": items})
+        replace(one, p_seeds=seeds, p_items=items)
         for one, seeds, items in zip(differences, by_seeds, by_items, strict=True)
     ]
     tables = [_settings_table(groups), _accuracy_table(groups), _category_table(groups), _seeds_table(differences)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from looptool_jax.data.store import DataError, exists, join, lock_directory
+from looptool_jax.data.store import exists, join, lock_directory
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.manifest import NAME as MANIFEST
 from looptool_jax.loop.runner import is_finished
@@ -52,6 +52,8 @@ def run_sweep(
         if place.first:
             rows = [_row(trial, work, order) for trial in trials]
             console.table(write_summary(sweep, rows, out).rich())
+            if isinstance(order, SearchOrder) and (best := order.best):
+                console.say(f"best: {best.trials[0].group}, {sweep.search.metric} {best.told['value']:.4g}")  # type: ignore[union-attr]
             console.say(f"{', '.join(FILES)} -> {out}")
     return work
 
@@ -97,5 +99,5 @@ def _row(trial: Trial, work: Trials, order: Order) -> Row:
         else:
             status = "unfinished" if exists(join(run_dir, MANIFEST)) else "waiting"
         return Row(trial, found, status, problem)
-    except DataError as error:  # a damaged manifest
+    except ValueError as error:  # a damaged manifest; settings that do not go together
         return Row(trial, Figures(run_dir, {}, None, {}, 0.0, 0), "failed", problem or str(error))

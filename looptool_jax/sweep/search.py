@@ -58,6 +58,12 @@ class SearchOrder:
         """The trials of all points so far; points that are alike share theirs."""
         return list({trial.name: trial for point in self.points for trial in point.trials}.values())
 
+    @property
+    def best(self) -> Point | None:
+        """The point of the largest value, of those that ran to their end; None as long as there is none."""
+        ended = [point for point in self.points if point.told and "stopped" not in point.told]
+        return max(ended, key=lambda point: point.told["value"], default=None)
+
     def take(self) -> Task | None:
         if not self._queue and (point := self._next()):
             self._begin(point, self._rungs[0])

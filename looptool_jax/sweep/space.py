@@ -31,6 +31,7 @@ from looptool_jax.loop.run_config import RunConfig
 from looptool_jax.sweep.values import Choices, Distribution, SweepError, as_text, read_values
 
 MOST_TRIALS = 2000
+LONGEST_NAME = 180  # of a group; a file system takes 255 bytes
 SEED = "seed"
 KEPT = "sweep.yaml"
 METRICS = ("accuracy", "gain", "reward")
@@ -110,6 +111,8 @@ class Sweep:
         """A trial a seed of one group of settings; `named`: those that its name tells beside the variant."""
         parts = [variant] if variant else []
         group = ",".join([*parts, *(f"{self._label(key)}={_slug(value)}" for key, value in named.items())]) or "base"
+        if len(group) > LONGEST_NAME:
+            group = f"{group[: LONGEST_NAME - 7]}~{_digest(group)}"
         if not self.seeds:
             return [Trial(group, group, self.settings | settings)]
         return [
@@ -381,4 +384,8 @@ def _rounds(rounds: int | None) -> list[str]:
 def _slug(value: str) -> str:
     """A value as a part of a folder's name; where letters had to go, with some of the hash of all."""
     kept = re.sub(r"[^A-Za-z0-9._+-]+", "-", value).strip("-.")[:32]
-    return kept if kept == value else f"{kept}~{hashlib.sha256(value.encode()).hexdigest()[:6]}"
+    return kept if kept == value else f"{kept}~{_digest(value)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]

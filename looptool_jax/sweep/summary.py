@@ -11,7 +11,7 @@ from looptool_jax.data.store import join, write_text
 from looptool_jax.evaluation.statistics import Estimate, mean_over_seeds
 from looptool_jax.report import charts
 from looptool_jax.report.page import Section, page, table
-from looptool_jax.report.tables import Table, percent
+from looptool_jax.report.tables import Table, markdown_text, percent
 from looptool_jax.sweep.figures import Figures
 from looptool_jax.sweep.space import Sweep, Trial
 
@@ -37,7 +37,10 @@ def write_summary(sweep: Sweep, rows: Sequence[Row], out: str) -> Table:
     )
     tables = [found, _trials_table(rows), *([failed] if failed.rows else [])]
     write_text(join(out, FILES[0]), results_csv(sweep, rows))
-    write_text(join(out, FILES[1]), f"# Sweep {sweep.name}\n\n" + "\n\n".join(one.markdown() for one in tables) + "\n")
+    write_text(
+        join(out, FILES[1]),
+        f"# Sweep {markdown_text(sweep.name)}\n\n" + "\n\n".join(one.markdown() for one in tables) + "\n",
+    )
     sections = [Section("groups", "Groups of settings", _charts(rows) + table(found))]
     sections.append(Section("trials", "Every trial", "".join(map(table, tables[1:]))))
     write_text(join(out, FILES[2]), page(f"Sweep {sweep.name}", out, sections))

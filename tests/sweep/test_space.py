@@ -102,6 +102,9 @@ def test_grid_zip_and_seeds_make_trials():
     assert (cfg.rounds, cfg.run_dir) == (1, "runs/x")
 
 
+KEYS = [f"{model}.{key}" for model in ("policy", "judge_model") for key in ("format", "dtype", "attention")]
+
+
 def test_names_are_stable_and_folders():
     sweep = read_sweep(
         None, "micro", ["policy.path=nano/policy,../../etc", "judge_model.path=nano/judge,a b", "seed=3,4"]
@@ -110,6 +113,11 @@ def test_names_are_stable_and_folders():
     assert names[0] == "policy.path=nano-policy~43dc16,judge_model.path=nano-judge~4ccd35,seed=3"
     assert len(set(names)) == 8 and all(re.fullmatch(r"[A-Za-z0-9._+=,~-]+", name) for name in names)
     assert not any("/" in name or name.startswith(".") for name in names)
+    long = read_sweep(
+        None, "micro", [f"policy.path={'x' * 90},y", *(f"{key}={'z' * 40},y" for key in KEYS), "seed=0,1"]
+    )
+    assert max(len(trial.name) for trial in long.trials()) == 180 + len(",seed=0")
+    assert len({trial.name for trial in long.trials()}) == 2**8
     more = read_sweep(None, "micro", [
         "policy.path=nano/policy,../../etc,third", "judge_model.path=nano/judge,a b", "seed=range(9)",
     ])  # fmt: skip

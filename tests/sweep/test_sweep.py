@@ -171,6 +171,17 @@ def test_shards_are_every_nth_trial_and_lie_in_one_folder(played, plan):
             read_shard(wrong)
 
 
+def test_a_search_runs_its_points_and_names_the_best(played, plan, capsys):
+    pytest.importorskip("optuna")
+    plan({"high_ppl=top": {"accuracy": [0.2, 0.3, 0.8]}, "seed=1": {"accuracy": [0.2, 0.3, 0.4]}})
+    played("compose.high_ppl=choice(top,random)", "seed=range(2)", trials=4, method="random")
+    assert "best: high_ppl=top, accuracy 0.8" in capsys.readouterr().out
+    assert {row["group"]: row["accuracy_2"] for row in results().values()} == {
+        "high_ppl=top": "0.8", "high_ppl=random": "0.4",
+    }  # fmt: skip
+    assert len(starts()) == 4 and len(Path("sweep/search.jsonl").read_text().splitlines()) == 8
+
+
 def test_two_sweeps_in_one_folder(played):
     with lock_directory("sweep/locks/all"), pytest.raises(DataError, match="in use by another run"):
         played("seed=range(2)")
