@@ -2,8 +2,8 @@
 
 The file plan.json of the working directory holds, by a part of the trial's name, {"accuracy": [before, round 1, ...]},
 {"fail": true} (exit status 2 in round 1), {"wait": true} (until SIGTERM, then status 0 as a preempted run) or
-{"kill": true} (SIGKILL to its process group). starts.txt gets a line at each start. Imports nothing of the program, so
-that it starts at once.
+{"kill": true} (SIGKILL to its process group). With `--process 1` it waits for the process that does this. starts.txt
+gets a line at each start. Imports nothing of the program, so that it starts at once.
 """
 
 import json
@@ -19,8 +19,11 @@ LOOP = ("train", "eval", "probe", "judge", "expand", "compose", "score")
 
 def main() -> None:
     assert sys.argv[1:4] == ["run", "--config", "micro"]
-    settings = dict(word.split("=", 1) for word in sys.argv[4:] if not word.startswith("-"))
+    settings = dict(word.split("=", 1) for word in sys.argv[4:] if "=" in word)
     run_dir, rounds = Path(settings["run_dir"]), int(settings.get("rounds", 2))
+    if sys.argv[-2:] == ["--process", "1"]:
+        wait_for_first(run_dir / "manifest.json", f"round-{rounds}/score")
+        return
     with open("starts.txt", "a") as file:
         file.write(f"{run_dir.name} rounds={rounds}\n")
     plan = next(
@@ -39,7 +42,8 @@ def main() -> None:
         stages[name] = {"inputs": {}, "outputs": {}, "metrics": metrics(name, round_, accuracies[round_], run_dir)}
         with open(run_dir / "ledger.jsonl", "a") as file:
             file.write(json.dumps({"stage": name, "seconds": 1.0, "tokens": 10}) + "\n")
-        manifest.write_text(json.dumps({"stages": stages}))
+        manifest.with_suffix(".new").write_text(json.dumps({"stages": stages}))
+        manifest.with_suffix(".new").replace(manifest)
 
 
 def metrics(name: str, round_: int, accuracy: float, run_dir: Path) -> dict:
@@ -56,6 +60,15 @@ def metrics(name: str, round_: int, accuracy: float, run_dir: Path) -> dict:
         repair = {"precision": 0.5, "recall": 0.25, "repaired": 0.2, "harm": None}
         return {"label_repair": repair, "noise_before": {"share": 0.25}, "noise_after": {"share": 0.1}}
     return {}
+
+
+def wait_for_first(manifest: Path, last: str) -> None:
+    """As a process that is not the first, which writes nothing and ends with the others."""
+    for _ in range(600):
+        if manifest.exists() and last in manifest.read_text():
+            return
+        time.sleep(0.05)
+    sys.exit("the first process did not come")
 
 
 def disturb(plan: dict) -> None:

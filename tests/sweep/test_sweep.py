@@ -213,6 +213,18 @@ def test_what_needs_one_process_is_refused_with_several(plan):
     assert not Path("sweep").exists()
 
 
+def test_processes_that_work_together_go_through_the_trials_in_step(plan):
+    """Two sweeps on one folder, as on two hosts; the second prints and writes nothing."""
+    together = ["--coordinator", "127.0.0.1:8476", "--processes", "2", "--process"]
+    command = [sys.executable, "-c", MAIN, "sweep", "--config", "micro", "seed=range(3)", "--out", "sweep", *together]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    second, first = (subprocess.Popen([*command, str(index)], **pipes) for index in (1, 0))
+    said = [process.communicate(timeout=60) for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), said
+    assert said[0][0].count(": finished in ") == 3 and said[1] == ("", "")
+    assert len(starts()) == 3 and [row["status"] for row in results().values()] == ["finished"] * 3
+
+
 def test_a_dry_run_prints_commands_and_runs_none(plan):
     done = CliRunner().invoke(app, ["sweep", "ablations", "--dry-run", "--shard", "2/7", "policy.path=a b"])
     assert done.exit_code == 0 and not Path("runs").exists()
