@@ -25,7 +25,7 @@ from looptool_jax.report import charts
 from looptool_jax.report.page import Section, page, table, text
 from looptool_jax.report.tables import Table, markdown_text, percent
 from looptool_jax.sweep.figures import Figures, read_figures
-from looptool_jax.sweep.space import KEPT, SEED
+from looptool_jax.sweep.space import KEPT, SEED, kept_sweep
 from looptool_jax.sweep.summary import shown_interval, shown_mean
 from looptool_jax.sweep.values import SweepError
 
@@ -59,8 +59,9 @@ class Group:
         """The last round that all have been evaluated after."""
         return min(run.figures.last for run in self.runs)
 
-    def gains(self, round_: int) -> list[float]:
-        return [gain for run in self.runs if (gain := run.figures.gain(round_)) is not None]
+    @property
+    def gain(self) -> Estimate:
+        return mean_over_seeds([_gain(run, self.last) for run in self.runs])
 
 
 @dataclass(frozen=True)
@@ -170,30 +171,24 @@ def conclusion(found: Difference, comparisons: int) -> str:
 
 
 def _runs(path: str) -> list[Run]:
-    """The run of a directory, or all runs of a sweep's folder that have been evaluated."""
+    """The run of a directory, or all runs of a sweep's folder, that have been evaluated after a round."""
     if exists(join(path, KEPT)):
         names = list_names(join(path, "trials"))
         found = [
             _run(join(path, "trials", name), name) for name in names if exists(join(path, "trials", name, MANIFEST))
         ]
-        runs = [run for run in found if run.figures.held_out]
+        runs = [run for run in found if run.figures.last]
         if not runs:
-            raise DataError(f"{path}: no trial of this sweep has a held-out accuracy yet; run it first")
-        order = {name: place for place, name in enumerate(_sweep_order(path))}
+            raise DataError(f"{path}: no trial of this sweep has a held-out accuracy after a round yet; run it first")
+        sweep = kept_sweep(path)
+        order = {trial.name: place for place, trial in enumerate([] if sweep.search else sweep.trials())}
         return sorted(runs, key=lambda run: order.get(run.name, len(order)))
     if not exists(join(path, MANIFEST)):
         raise DataError(f"{path}: no finished stage of a run here; give run directories, or the folder of a sweep")
     run = _run(path, path.rstrip("/").rpartition("/")[2])
-    if not run.figures.held_out:
-        raise DataError(f"{path}: the run has no held-out accuracy (yet); nothing of it can be compared")
+    if not run.figures.last:
+        raise DataError(f"{path}: the run has no held-out accuracy after a round (yet); nothing of it can be compared")
     return [run]
-
-
-def _sweep_order(path: str) -> list[str]:
-    from looptool_jax.sweep.space import kept_sweep
-
-    sweep = kept_sweep(path)
-    return [] if sweep.search else [trial.name for trial in sweep.trials()]
 
 
 def _run(path: str, name: str) -> Run:
@@ -244,11 +239,9 @@ def _difference(reference: Group, group: Group) -> Difference:
 
 
 def _gain(run: Run, round_: int) -> float:
-    """Accuracy where nothing was trained, or nothing was evaluated before."""
     gain = run.figures.gain(round_)
-    accuracy = run.figures.accuracy(round_)
-    assert accuracy is not None
-    return accuracy if gain is None else gain
+    assert gain is not None  # whoever was evaluated after a round was before
+    return gain
 
 
 def _item_changes(
@@ -294,9 +287,8 @@ def _accuracy_table(groups: Sequence[Group]) -> Table:
     rows = []
     for group in groups:
         cells = [_mean_at(group, round_) for round_ in rounds]
-        gains = group.gains(group.last)
-        gain = mean_over_seeds(gains) if gains else None
-        rows.append([group.name, str(len(group.runs)), *cells, shown_mean(gain, sign=True), shown_interval(gain, True)])
+        gain = shown_mean(group.gain, sign=True), shown_interval(group.gain, sign=True)
+        rows.append([group.name, str(len(group.runs)), *cells, *gain])
     columns = ["runs of", "n", *(_round_name(round_) for round_ in rounds), "gain ± s.d.", "95 % interval"]
     note = (
         "held-out accuracy in per cent, means over n runs ± standard deviation; gain in points, interval by Student's t"
@@ -363,9 +355,9 @@ def _cost_table(groups: Sequence[Group]) -> Table:
 
 
 def _chart(groups: Sequence[Group]) -> str:
-    found = [mean_over_seeds(gains) if (gains := group.gains(group.last)) else None for group in groups]
-    ends = [None if one is None or one.low is None or one.high is None else (one.low, one.high) for one in found]
-    dots = charts.Dots("gain", [one.mean if one else None for one in found], ends)
+    found = [group.gain for group in groups]
+    ends = [None if one.low is None or one.high is None else (one.low, one.high) for one in found]
+    dots = charts.Dots("gain", [one.mean for one in found], ends)
     return charts.interval_chart(
         "Gain in held-out accuracy over before", [group.name for group in groups], [dots],
         form=lambda value: f"{100 * value:+.1f}", note="in points; 95 % over seeds, where there are several",

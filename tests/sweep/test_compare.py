@@ -188,11 +188,13 @@ def test_what_cannot_be_compared_is_one_line(tmp_path):
         with pytest.raises((SweepError, DataError), match=words):
             compare_runs(paths)
     write_text(tmp_path / "b/manifest.json", '{"stages": {}}')
-    with pytest.raises(DataError, match="no held-out accuracy"):
-        compare_runs([a, b])
+    c = make_run(tmp_path / "c", verdicts(10), "rounds=1")
+    for unfinished in (b, c):
+        with pytest.raises(DataError, match="no held-out accuracy after a round"):
+            compare_runs([a, unfinished])
     write_text(tmp_path / "b/manifest.json", "{")
     with pytest.raises(DataError, match="not a manifest"):
         compare_runs([a, b])
     keep_sweep(read_sweep(None, "micro", ["seed=range(2)"]), str(tmp_path / "empty"))
-    with pytest.raises(DataError, match="no trial of this sweep has a held-out accuracy yet"):
+    with pytest.raises(DataError, match="no trial of this sweep has a held-out accuracy after a round yet"):
         compare_runs([str(tmp_path / "empty")])
