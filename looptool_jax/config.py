@@ -104,6 +104,20 @@ def find_trees(name: str) -> str:
     return name
 
 
+def shipped_sweeps() -> dict[str, Path]:
+    """The sweeps that come with the program, by name."""
+    return {file.stem: file for file in sorted((_folder() / "sweep").glob("*.yaml"))}
+
+
+def find_sweep(name: str) -> str:
+    """The file of a sweep: shipped ones by their name, others by their path. Raises ConfigError."""
+    if name in shipped_sweeps():
+        return str(shipped_sweeps()[name])
+    if not name.endswith((".yaml", ".yml")) or not is_file(name):
+        raise ConfigError(f"{name}: no such sweep; there are {', '.join(shipped_sweeps())}, or give a YAML file's path")
+    return name
+
+
 def keep_config(cfg: RunConfig) -> None:
     """Write the configuration into the run directory, or hold it against the one that is there.
 
@@ -149,29 +163,23 @@ def _content(data: str) -> list[str]:
     return [file_sha256(file) for file in ([data] if single else shard_files(data))]
 
 
-def _keep_config(cfg: RunConfig, path: str) -> None:
-    text = OmegaConf.to_yaml(OmegaConf.create(asdict(cfg)))
-    if exists(path) and exists(join(cfg.run_dir, "manifest.json")):
-        old = _kept_settings(path)
-        new = flat(asdict(cfg))
-        concern = [key for key in sorted(old | new) if key not in RESUMABLE and not key.startswith("synthesis.")]
-        changed = [key for key in concern if old.get(key) != new.get(key)]
-        if changed:
-            key = changed[0]
-            raise ConfigError(
-                f"{cfg.run_dir}: holds a run with other settings ({key} was {old.get(key)!r}, now {new.get(key)!r}"
-                f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}); "
-                "give the same settings to resume it, or another run_dir"
-            )
-        if new["rounds"] < old["rounds"]:
-            raise ConfigError(f"{cfg.run_dir}: holds a run of {old['rounds']} rounds; rounds can only grow")
-        if old == new:
-            return
-    write_text(path, text)
+def check_kept(cfg: RunConfig) -> None:
+    """Raises ConfigError where the run directory holds a run with other settings; more or fewer rounds are none."""
+    old, new = kept_settings(cfg.run_dir), flat(asdict(cfg))
+    concern = [key for key in sorted(old | new) if key not in RESUMABLE and not key.startswith("synthesis.")]
+    changed = [key for key in concern if old.get(key) != new.get(key)]
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"{cfg.run_dir}: holds a run with other settings ({key} was {old.get(key)!r}, now {new.get(key)!r}"
+            f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}); "
+            "give the same settings to resume it, or another run_dir"
+        )
 
 
-def _kept_settings(path: str) -> dict[str, Any]:
-    """The settings of the run that a directory holds, by their full keys."""
+def kept_settings(run_dir: str) -> dict[str, Any]:
+    """The settings of the run that a directory holds, by their full keys. Raises ConfigError, DataError."""
+    path = join(run_dir, "config.yaml")
     try:
         settings = flat(OmegaConf.to_container(OmegaConf.create(read_text(path))))
     except (yaml.YAMLError, OmegaConfBaseException):
@@ -179,6 +187,18 @@ def _kept_settings(path: str) -> dict[str, Any]:
     if not isinstance(settings.get("rounds"), int):
         raise ConfigError(f"{path}: not the settings of a run; restore the file, or choose another run_dir")
     return settings
+
+
+def _keep_config(cfg: RunConfig, path: str) -> None:
+    text = OmegaConf.to_yaml(OmegaConf.create(asdict(cfg)))
+    if exists(path) and exists(join(cfg.run_dir, "manifest.json")):
+        check_kept(cfg)
+        old, new = kept_settings(cfg.run_dir), flat(asdict(cfg))
+        if new["rounds"] < old["rounds"]:
+            raise ConfigError(f"{cfg.run_dir}: holds a run of {old['rounds']} rounds; rounds can only grow")
+        if old == new:
+            return
+    write_text(path, text)
 
 
 def _folder() -> Path:

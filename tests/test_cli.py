@@ -47,6 +47,8 @@ def test_help_lists_the_commands_without_importing_jax(tmp_path):
         "data",
         "serve",
         "status",
+        "sweep",
+        "compare",
     )
     assert all(command in text for command in commands)
 
@@ -55,7 +57,8 @@ def test_help_lists_the_commands_without_importing_jax(tmp_path):
     "command",
     [
         *("run", "probe", "judge", "expand", "compose", "train", "warmup", "eval", "report", "import", "publish"),
-        *("export", "serve", "status", "data", "data inspect", "data export", "data tools", "data contamination"),
+        *("export", "serve", "sweep", "compare", "status"),
+        *("data", "data inspect", "data export", "data tools", "data contamination"),
         *("synthesize", "synthesize trees", "synthesize apis", "synthesize dialogues"),
     ],
 )
@@ -99,6 +102,9 @@ def test_every_help_has_an_example(command, tmp_path):
         (["warmup", "--out", "gs://bucket/nano"], ["gs://bucket/nano", "local folder"]),
         (["run", "--config", "micro", "run_dir=gs://"], ["gs://", "names no bucket"]),
         (["export", "--model", "gs:///model", "--out", "out"], ["gs:///model", "names no bucket"]),
+        (["sweep", "ablation"], ["ablation: no such sweep; there are ablations, "]),
+        (["sweep", "micro", "--out", "/proc/x"], ["/proc/x", "cannot be made; choose another"]),
+        (["compare", "gone", "gone"], ["gone: no finished stage of a run here"]),
         (["run", "--config", "micro", "run_dir=/proc/x"], ["/proc/x", "cannot be made; choose another"]),
         (["run", "--config", "micro", "run_dir=memory://run"], ["memory://run", "local directory or on gs://"]),
     ],

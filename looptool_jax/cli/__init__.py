@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 
-from looptool_jax.cli import closed_loop, data, evals, models, synthesis, watching
+from looptool_jax.cli import closed_loop, data, evals, models, sweeps, synthesis, watching
 from looptool_jax.cli.common import app, end
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "evals",
     "main",
     "models",
+    "sweeps",
     "synthesis",
     "watching",
 ]  # each module adds its commands to `app`

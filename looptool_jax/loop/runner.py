@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from looptool_jax.data.contamination import (
@@ -75,8 +75,11 @@ class Runner:
 
     def __init__(self, cfg: RunConfig, console: Console) -> None:
         self.cfg, self.console = cfg, console
-        self.pool = ModelPool(cfg.mesh, cfg.run_dir, on_prompts=console.prompts)
         self.ledger: Ledger | None = None
+
+    @cached_property
+    def pool(self) -> ModelPool:
+        return ModelPool(self.cfg.mesh, self.cfg.run_dir, on_prompts=self.console.prompts)
 
     def run(self) -> Manifest:
         """Run to the end and return the manifest.
@@ -414,6 +417,12 @@ def _write_composition(result: composition.Composition, data: str, parts_file: s
     write_jsonl(parts_file, parts)
     write_samples(data, result.samples)
     return {"samples": len(result.samples), "parts": parts}
+
+
+def is_finished(cfg: RunConfig) -> bool:
+    """Whether the run of this configuration has ended, by its manifest; touches no device."""
+    manifest = Manifest(cfg.run_dir)
+    return all(manifest.done(stage.name) for stage in Runner(cfg, Console(quiet=True)).stages())
 
 
 def data_file(round_: int) -> str:

@@ -28,6 +28,7 @@ from typing import Any
 
 import jax
 from jax._src import distributed  # the key-value store and barriers of the coordination service have no public name
+from jax._src.clusters.cluster import ClusterEnv  # how JAX tells which host of a pod this is
 from jax.experimental import multihost_utils
 
 from looptool_jax.data import files
@@ -226,18 +227,34 @@ def _metadata(name: str) -> str:
         return ""
 
 
-def _connect(coordinator: str | None, count: int | None, index: int | None, limit: float) -> bool:
-    """Whether this process is one of several; then it is connected to them."""
+def index_of(coordinator: str | None, count: int | None, index: int | None) -> int | None:
+    """Which of several processes this one would be in `joined`, found out without joining; None: it is alone.
+
+    Raises ProcessError, as `joined` does.
+    """
+    given = _given(coordinator, count, index)
+    if given is None or given[2] is not None:
+        return given and given[2]
+    for kind in ClusterEnv._cluster_types:
+        if not kind.opt_in_only_method and kind.is_env_present():
+            return kind.get_process_id()
+    raise ProcessError("which host of the pod this is cannot be found out; give --coordinator, --processes, --process")
+
+
+def _given(
+    coordinator: str | None, count: int | None, index: int | None
+) -> tuple[str | None, int | None, int | None] | None:
+    """The three arguments with those of the environment, of which on a pod some may be None; None: a process alone."""
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     count = _number("JAX_NUM_PROCESSES") if count is None else count
     index = _number("JAX_PROCESS_ID") if index is None else index
     if count == 1 and index in (None, 0):
-        return False
+        return None
     given = {"--coordinator": coordinator, "--processes": count, "--process": index}
     missing = [flag for flag, value in given.items() if value is None]
     pod = bool(missing) and on_tpu_pod()
     if len(missing) == 3 and not pod:
-        return False
+        return None
     if missing and not pod:
         raise ProcessError(
             f"{' and '.join(missing)} missing: a run of several processes needs --coordinator HOST:PORT, --processes N "
@@ -249,6 +266,15 @@ def _connect(coordinator: str | None, count: int | None, index: int | None, limi
         raise ProcessError(f"--process {index}: with --processes {count} it goes from 0 to {count - 1}")
     if coordinator is not None and not re.fullmatch(r".+:\d{1,5}", coordinator):
         raise ProcessError(f"--coordinator {coordinator}: expected HOST:PORT, such as 10.0.0.2:8476")
+    return coordinator, count, index
+
+
+def _connect(coordinator: str | None, count: int | None, index: int | None, limit: float) -> bool:
+    """Whether this process is one of several; then it is connected to them."""
+    given = _given(coordinator, count, index)
+    if given is None:
+        return False
+    coordinator, count, index = given
     where = f"the coordinator {coordinator or 'of the pod'}"
     late = threading.Timer(limit, _give_up, [
         f"not all processes have reached {where} in {limit:g} s; is the same command running on every host, process 0 "
@@ -258,7 +284,7 @@ def _connect(coordinator: str | None, count: int | None, index: int | None, limi
     try:
         jax.distributed.initialize(
             coordinator, count, index, initialization_timeout=int(limit) + 60,
-            cluster_detection_method=None if missing else "deactivate",
+            cluster_detection_method=None if None in given else "deactivate",
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise ProcessError(f"{where} could not be set up ({str(error).splitlines()[0]})") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from looptool_jax.data.store import join, read_jsonl
-from looptool_jax.evaluation.intervals import wilson
+from looptool_jax.evaluation.statistics import wilson
 from looptool_jax.loop.ledger import Cost, Ledger
 from looptool_jax.report.charts import Dots, Line, Segment, bar_chart, interval_chart, line_chart, plain, stacked_bars
 from looptool_jax.report.page import Figure, figures, text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from looptool_jax.data.contamination import KINDS
 from looptool_jax.data.store import join
-from looptool_jax.evaluation.intervals import wilson
+from looptool_jax.evaluation.statistics import wilson
 from looptool_jax.loop.console import shown
 from looptool_jax.loop.environment import NAME as ENVIRONMENT
 from looptool_jax.loop.environment import environments
@@ -36,6 +37,14 @@ class Table:
         for row in self.rows:
             table.add_row(*(Text(shown(cell)) for cell in row))  # a str would be read as markup
         return table
+
+    def markdown(self) -> str:
+        """The table in Markdown, under its title."""
+        lines = [[markdown_text(cell) for cell in row] for row in (self.columns, *self.rows)]
+        head, *rows = [f"| {' | '.join(line)} |" for line in lines]
+        rule = f"|{'---|' * len(self.columns)}"
+        note = f"\n{markdown_text(self.note)}\n" if self.note else ""
+        return "\n".join([f"## {markdown_text(self.title)}", "", head, rule, *rows, note])
 
 
 def run_tables(run_dir: str) -> list[Table]:
@@ -224,6 +233,11 @@ def stage_flops(run_dir: str, costs: dict[str, Cost]) -> dict[str, float | None]
 
 def _scientific(value: float | None) -> str:
     return "–" if value is None else f"{value:.2e}".replace("e+", "e")
+
+
+def markdown_text(text: str) -> str:
+    """Text that stays text in Markdown, on one line and in its column."""
+    return re.sub(r"([\\`*_\[<|])", r"\\\1", " ".join(shown(text).split()))
 
 
 def percent(share: float | None) -> str:

@@ -14,12 +14,13 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from jax._src.clusters import cloud_tpu_cluster
 
 from looptool_jax.inference.batch import Request, generate
 from looptool_jax.loop.console import Console
 from looptool_jax.parallel import processes as here
 from looptool_jax.parallel.chunks import process_in_chunks
-from looptool_jax.parallel.processes import ProcessError, joined, on_tpu_pod
+from looptool_jax.parallel.processes import ProcessError, index_of, joined, on_tpu_pod
 
 from .conftest import ended, free_port
 
@@ -177,6 +178,23 @@ def test_a_tpu_pod_is_recognised(metadata, monkeypatch, tmp_path):
     assert on_tpu_pod(str(tmp_path / "none"))  # GKE
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert not on_tpu_pod(chips)
+
+
+def test_which_process_this_is_without_joining(monkeypatch):
+    assert index_of(None, None, None) is None and index_of("10.0.0.2:8476", 1, 0) is None
+    assert index_of("10.0.0.2:8476", 3, 2) == 2
+    with pytest.raises(ProcessError, match="--coordinator missing"):
+        index_of(None, 2, 1)
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    for name, value in (("TPU_WORKER_HOSTNAMES", "host-0,host-1"), ("TPU_WORKER_ID", "1")):
+        monkeypatch.setenv(name, value)
+    for name, value in (("MEGASCALE_NUM_SLICES", "2"), ("MEGASCALE_SLICE_ID", "1"), ("TPU_SKIP_MDS_QUERY", "1")):
+        monkeypatch.setenv(name, value)
+    assert index_of(None, None, None) == 3  # GKE: the second host of the second slice of two
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", False)
+    with pytest.raises(ProcessError, match="which host of the pod this is"):
+        index_of(None, None, None)
 
 
 def test_a_metadata_server_that_is_not_there(monkeypatch, tmp_path, metadata):
