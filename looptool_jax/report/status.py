@@ -40,6 +40,8 @@ def read_status(run_dir: str) -> dict[str, Any]:
     state = _state("finished" if done else beat.get("state"), owner, age)
     costs = Ledger(join(run_dir, "ledger.jsonl")).costs()
     stage = beat.get("stage") if state in ("running", "quiet") else None
+    if stage and manifest.done(stage["name"]):  # the next one has not yet been heard of
+        stage = None
     left = _left(plan, manifest, costs, stage, age or 0.0)
     stages = {name: entry["metrics"] for name, entry in manifest.stages.items()}
     return {

@@ -79,7 +79,7 @@ def state(run_dir: Path) -> list[tuple[str, int]]:
     Training logs a step before its checkpoint, and again when it is done again; so does the ledger with a stage before
     its entry in the manifest.
     """
-    files = [run_dir / "manifest.json", *run_dir.rglob("progress.jsonl")]
+    files = [run_dir / "manifest.json", run_dir / "environment.jsonl", *run_dir.rglob("progress.jsonl")]
     sizes = [(str(file), file.stat().st_size) for file in files if file.exists() and file.parent.name != "train"]
     return sizes + [(str(folder), 0) for folder in sorted(run_dir.rglob("checkpoints/step_????????"))]
 
