@@ -18,7 +18,7 @@ import pytest
 import rich.console
 
 from looptool_jax.data.store import DataError, read_text
-from looptool_jax.evaluation.intervals import wilson
+from looptool_jax.evaluation.statistics import wilson
 from looptool_jax.report import html
 from looptool_jax.report.html import write_report
 from looptool_jax.report.tables import run_tables
