@@ -29,6 +29,8 @@ from looptool_jax.data.importers import FORMATS
 from looptool_jax.data.tool_documents import TOOL_FORMATS
 from looptool_jax.evaluation.acebench.data import choose_categories as acebench_categories
 from looptool_jax.evaluation.bfcl.data import choose_categories as bfcl_categories
+from looptool_jax.sweep.space import check as check_sweep
+from looptool_jax.sweep.space import read_sweep
 from looptool_jax.world import generate
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +118,11 @@ def check(arguments: list[str]) -> None:
         own = config.endswith(".yaml") and config not in shipped_configs()  # the reader's
         named = [f"policy.path={params['model']}"] if params.get("model") and not overrides else []
         load_config("quickstart" if own else config, [*named, *overrides])
+    if name == "sweep":
+        given = list(params["arguments"] or ())
+        named = given.pop(0) if given and "=" not in given[0] else None
+        if named is None or not named.endswith(".yaml"):  # that would be the reader's
+            check_sweep(read_sweep(named, params["config"], given))
     formats = {"import": FORMATS, "export": EXPORTS, "tools": TOOL_FORMATS}
     if params.get("format_"):
         assert params["format_"] in formats[name], f"--format {params['format_']}"
@@ -216,11 +223,14 @@ def test_commands_amid_the_text_are_right(page):
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.place)
 def test_settings_in_yaml_are_right(block, tmp_path):
-    """Each paragraph of a `yaml` block is a configuration file."""
+    """Each paragraph of a `yaml` block is the file of a sweep or of a configuration."""
     for number, part in enumerate(re.split(r"\n\n+", block.text)):
         file = tmp_path / f"{number}.yaml"
         file.write_text(part)
-        load_config(str(file))
+        if part.startswith("config:"):
+            check_sweep(read_sweep(str(file)))
+        else:
+            load_config(str(file))
 
 
 def messages() -> list[dict]:
