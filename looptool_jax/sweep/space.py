@@ -38,6 +38,7 @@ METRICS = ("accuracy", "gain", "reward")
 _KEYS = ("config", "settings", "grid", "zip", "variants", "search", "prune")
 _SEARCH_KEYS = ("method", "trials", "metric", "seed", "space")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,59}")
+_WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")  # of a number in the one spelling that names a folder
 
 Settings = dict[str, str]
 
@@ -284,6 +285,9 @@ def _check_keys(sweep: Sweep) -> None:
     for key in [*sweep.zipped, *searched, *in_variants]:
         if key == SEED:
             raise SweepError("seed: results are averaged over it, so it belongs into the grid: seed=range(3)")
+    for seed in sweep.seeds:
+        if not _WHOLE.fullmatch(seed):
+            raise SweepError(f"seed: expected whole numbers, found {seed!r}")
     if len({len(values) for values in sweep.zipped.values()}) > 1:
         raise SweepError(f"{', '.join(sweep.zipped)}: parameters that move together need equally many values")
     if sweep.search and (sweep.variants or sweep.zipped or [key for key in sweep.grid if key != SEED]):

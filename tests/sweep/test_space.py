@@ -136,6 +136,8 @@ def test_names_are_stable_and_folders():
         (["train.batch=zip(4,8)", "train.group=zip(4,8,16)"], "equally many values"),
         (["seed=range(200)", "train.batch=range(4,200)"], "39200 trials; at most 2000"),
         (["seed=loguniform(1,10)"], "belongs into the grid"),
+        (["seed=1 # ../../x,2"], "seed: expected whole numbers, found '1 # ../../x'"),  # which YAML reads as 1
+        (["seed=1_0,10"], "seed: expected whole numbers, found '1_0'"),  # the same seed twice
         (["train.batch=4,8", "train.group=int(2,8)"], "search: can be crossed with seeds"),
         (["data.heldout=0", "train.optimizer.learning_rate=loguniform(1e-6,1e-4)"], "data.heldout=0"),
         (["train.optimizer.learning_rate=uniform(-1,1)"], "optimizer.learning_rate: more than 0"),
