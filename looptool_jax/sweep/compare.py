@@ -69,8 +69,8 @@ class Difference:
     """A group beside the reference, after the last round that both have.
 
     paired: whether runs were paired by seed. seeds: difference of gains over seeds, None from a run each; permuted: p
-    of the permutation test beside it. items: difference in accuracy over shared held-out items, None where none are
-    shared. p_seeds, p_items: corrected for the number of groups (Holm).
+    of the permutation test beside it. items: difference in accuracy over the held-out items, None where those are
+    not the same. p_seeds, p_items: corrected for the number of groups (Holm).
     """
 
     group: Group
@@ -156,7 +156,7 @@ def conclusion(found: Difference, comparisons: int) -> str:
                     f"{seeds.n} pairs cannot fall below p {2 / 2**seeds.n:.3f}, and needs six to fall below {LEVEL}"
                 )
     if items is None:
-        parts.append("The runs share no held-out items, so items cannot be paired")
+        parts.append("The runs were asked different held-out items, so items cannot be paired")
     else:
         assert items.p is not None and found.p_items is not None
         say = "differ" if found.p_items < LEVEL else "cannot be told apart"
@@ -255,7 +255,7 @@ def _item_changes(
     for before, after in pairs:
         sides = [[run.figures.verdicts(round_) for run in side] for side in (before, after)]
         ids = {frozenset(verdicts) for side in sides for verdicts in side}
-        if len(ids) > 1:
+        if len(ids) > 1 or len({run.figures.items for run in (*before, *after)}) > 1:  # ids of two sources may be alike
             return None
         means = [{id_: sum(run[id_] for run in side) / len(side) for id_ in next(iter(ids))} for side in sides]
         changes.append({id_: means[1][id_] - means[0][id_] for id_ in sorted(means[0])})

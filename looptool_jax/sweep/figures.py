@@ -16,9 +16,11 @@ from looptool_jax.report.tables import rounds_of
 
 @dataclass(frozen=True)
 class Figures:
-    """A run as it stands. held_out: metrics of the evaluations by round, 0 before training."""
+    """A run as it stands. held_out: metrics of the evaluations by round, 0 before training. items: SHA-256 of the
+    file of held-out items, None where there is none."""
 
     run_dir: str
+    items: str | None
     held_out: dict[int, dict[str, Any]]
     reward: float | None
     repair: dict[str, float | None]
@@ -51,7 +53,9 @@ class Figures:
 
 def read_figures(run_dir: str) -> Figures:
     """Figures of a run, finished or not; of none where the directory holds no run yet. Raises DataError."""
-    stages = {name: entry["metrics"] for name, entry in Manifest(run_dir).stages.items()}
+    entries = Manifest(run_dir).stages
+    stages = {name: entry["metrics"] for name, entry in entries.items()}
+    items = entries["eval-0"]["inputs"].get("seed/heldout.jsonl") if "eval-0" in entries else None
     before = {0: stages["eval-0"]} if "eval-0" in stages else {}
     trained, scored = dict(rounds_of(stages, "train")), dict(rounds_of(stages, "score"))
     repair: dict[str, float | None] = {}
@@ -62,6 +66,7 @@ def read_figures(run_dir: str) -> Figures:
     costs = Ledger(join(run_dir, "ledger.jsonl")).costs().values()
     return Figures(
         run_dir,
+        items,
         before | dict(rounds_of(stages, "eval")),
         trained[max(trained)]["reward_last"] if trained else None,
         repair,

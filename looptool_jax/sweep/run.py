@@ -100,4 +100,4 @@ def _row(trial: Trial, work: Trials, order: Order) -> Row:
             status = "unfinished" if exists(join(run_dir, MANIFEST)) else "waiting"
         return Row(trial, found, status, problem)
     except ValueError as error:  # a damaged manifest; settings that do not go together
-        return Row(trial, Figures(run_dir, {}, None, {}, 0.0, 0), "failed", problem or str(error))
+        return Row(trial, Figures(run_dir, None, {}, None, {}, 0.0, 0), "failed", problem or str(error))

@@ -28,8 +28,8 @@ def verdicts(*right: int, items: int = 40, prefix: str = "item") -> list[list[di
     ]
 
 
-def make_run(folder: Path, rounds: Sequence[list[dict]], *overrides: str) -> str:
-    """A run directory with such evaluations."""
+def make_run(folder: Path, rounds: Sequence[list[dict]], *overrides: str, items: str = "one file") -> str:
+    """A run directory with such evaluations of the held-out items whose file has this hash."""
     run_dir = str(folder)
     cfg = load_config("micro", [f"rounds={len(rounds) - 1}", *overrides, f"run_dir={run_dir}"])
     keep_config(cfg)
@@ -44,7 +44,7 @@ def make_run(folder: Path, rounds: Sequence[list[dict]], *overrides: str) -> str
         }
         accuracy = sum(row["correct"] for row in rows) / len(rows)
         metrics = {"items": len(rows), "accuracy": accuracy, "interval95": 0.1, "by_category": by_category}
-        stages[name] = {"inputs": {}, "outputs": {}, "metrics": metrics}
+        stages[name] = {"inputs": {"seed/heldout.jsonl": items}, "outputs": {}, "metrics": metrics}
     write_text(folder / "manifest.json", json.dumps({"stages": stages}))
     write_jsonl(folder / "ledger.jsonl", [{"stage": "eval-0", "seconds": 2.0, "tokens": 100}])
     return run_dir
@@ -125,7 +125,15 @@ def test_items_that_differ_from_seed_to_seed_are_paired_within_a_seed(tmp_path):
     assert one.items.n == 80 and one.items.mean == pytest.approx(18 / 40)
     other = make_run(tmp_path / "c", verdicts(10, 20, prefix="other"), "train.batch=4")
     found = compare_runs([paths[0], other])
-    assert found.differences[0].items is None and "share no held-out items" in found.conclusions[0]
+    assert found.differences[0].items is None and "were asked different held-out items" in found.conclusions[0]
+
+
+def test_items_of_two_sources_are_not_paired_by_ids_that_are_alike(tmp_path):
+    """Imported samples are named after format, file name and line, so two folders of data can give the same ids."""
+    a = make_run(tmp_path / "a", verdicts(10, 12), "data.source=a/messages.jsonl", items="a file")
+    b = make_run(tmp_path / "b", verdicts(10, 30), "data.source=b/messages.jsonl", items="another")
+    found = compare_runs([a, b])
+    assert found.differences[0].items is None and "were asked different held-out items" in found.conclusions[0]
 
 
 def test_runs_of_other_lengths_are_compared_where_both_have_been(tmp_path):

@@ -33,7 +33,7 @@ class Runs:
         off = abs(math.log10(float(trial.settings["train.optimizer.learning_rate"])) + 4)
         accuracy = max(0.0, 0.9 - 0.2 * off - 0.1 * (trial.settings["compose.high_ppl"] == "random"))
         held_out = {round_: {"accuracy": accuracy * round_ / 2} for round_ in range(self.rounds.get(trial.name, 0) + 1)}
-        return Figures("", held_out, None, {}, 0.0, 0)
+        return Figures("", None, held_out, None, {}, 0.0, 0)
 
 
 def search(path: Path, runs: Runs, stop_after: int | None = None, fail: int | None = None, **options) -> SearchOrder:
