@@ -249,19 +249,18 @@ def _item_changes(
 ) -> Float[np.ndarray, " items"] | None:
     """Change in correctness of every held-out item; None where the runs of a pair were asked other items.
 
-    Items that all runs share are averaged over the runs first; else those of each pair stand for themselves.
+    An item that several pairs were asked counts once, with the mean of its changes.
     """
-    changes: list[dict[str, float]] = []
+    changes: dict[str, list[float]] = {}
     for before, after in pairs:
         sides = [[run.figures.verdicts(round_) for run in side] for side in (before, after)]
         ids = {frozenset(verdicts) for side in sides for verdicts in side}
         if len(ids) > 1 or len({run.figures.items for run in (*before, *after)}) > 1:  # ids of two sources may be alike
             return None
-        means = [{id_: sum(run[id_] for run in side) / len(side) for id_ in next(iter(ids))} for side in sides]
-        changes.append({id_: means[1][id_] - means[0][id_] for id_ in sorted(means[0])})
-    if len({frozenset(change) for change in changes}) == 1:
-        return np.array([sum(change[id_] for change in changes) / len(changes) for id_ in changes[0]])
-    return np.array([value for change in changes for value in change.values()])
+        for id_ in sorted(next(iter(ids))):
+            means = [sum(run[id_] for run in side) / len(side) for side in sides]
+            changes.setdefault(id_, []).append(means[1] - means[0])
+    return np.array([sum(values) / len(values) for values in changes.values()])
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -128,6 +128,20 @@ def test_items_that_differ_from_seed_to_seed_are_paired_within_a_seed(tmp_path):
     assert found.differences[0].items is None and "were asked different held-out items" in found.conclusions[0]
 
 
+def test_an_item_that_two_seeds_hold_out_counts_once(tmp_path):
+    """Seeds hold out 40 items each of a user's data, 30 of them the same."""
+    paths = []
+    for static, right in (("true", (10, 12)), ("false", (10, 30))):
+        for seed in (0, 1):
+            rows = [[row | {"id": f"item-{i + 10 * seed}"} for i, row in enumerate(part)] for part in verdicts(*right)]
+            paths.append(make_run(tmp_path / f"{static}{seed}", rows, f"seed={seed}", f"static={static}"))
+    items = compare_runs(paths).differences[0].items
+    assert items.n == 50
+    changes = [(12 <= i < 30) * (i < 40) + (12 <= i - 10 < 30) * (i >= 10) for i in range(50)]
+    asked = [(i < 40) + (i >= 10) for i in range(50)]
+    assert items.mean == pytest.approx(np.mean(np.array(changes) / asked))
+
+
 def test_items_of_two_sources_are_not_paired_by_ids_that_are_alike(tmp_path):
     """Imported samples are named after format, file name and line, so two folders of data can give the same ids."""
     a = make_run(tmp_path / "a", verdicts(10, 12), "data.source=a/messages.jsonl", items="a file")
