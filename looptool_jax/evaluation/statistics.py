@@ -74,18 +74,21 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Estimate:
     return Estimate(a.n + b.n, difference, None, difference - half, difference + half, p)
 
 
-def sign_flips(differences: Sequence[float]) -> float:
+def sign_flips(differences: Sequence[float] | Float[np.ndarray, " n"]) -> float:
     """p of the paired permutation test: how often a mean is as far from 0 when each difference may have either sign.
 
-    All sign patterns where they are at most EXACT; else DRAWS of them, keyed by their number alone.
+    Those of 0 have none; of right and wrong answers it is McNemar's exact test. All sign patterns where they are at most
+    EXACT; else DRAWS of them, keyed by their number alone.
     """
     values = np.asarray(differences, float)
+    values = values[abs(values) > 1e-12]
     n = len(values)
     if 2**n <= EXACT:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
         return _share_as_far(signs @ values, values.sum())
-    signs = np.random.default_rng(n).choice((1.0, -1.0), (DRAWS, n))
-    return _share_as_far(signs @ values, values.sum(), drawn=True)
+    generator = np.random.default_rng(n)
+    sums = np.concatenate([generator.choice((1.0, -1.0), (DRAWS // 10, n)) @ values for _ in range(10)])
+    return _share_as_far(sums, values.sum(), drawn=True)
 
 
 def label_permutations(first: Sequence[float], second: Sequence[float]) -> float:
@@ -109,7 +112,8 @@ def label_permutations(first: Sequence[float], second: Sequence[float]) -> float
 def paired_bootstrap(differences: Float[np.ndarray, " items"], key: int = 0) -> Estimate:
     """Mean of per-item differences, with the percentile interval of DRAWS resamples of the items.
 
-    p: twice the share of resamples on the other side of 0 (half of those at 0 included), at least 2 / (DRAWS + 1).
+    p: of `sign_flips`. Resamples would give too small ones where few items differ: 4 changes for the better among 200
+    items 0.02, though 4 coins fall alike once in 8 times.
     """
     values = np.asarray(differences, float)
     n = len(values)
@@ -120,10 +124,8 @@ def paired_bootstrap(differences: Float[np.ndarray, " items"], key: int = 0) -> 
         values[generator.integers(0, n, (DRAWS // 10, n))].mean(1) for _ in range(10)
     ])  # fmt: skip
     low, high = np.quantile(means, (0.025, 0.975))
-    below = (means < -1e-12).sum() + 0.5 * (abs(means) <= 1e-12).sum()
-    p = min(1.0, 2 * (min(below, DRAWS - below) + 1) / (DRAWS + 1))
     sd = float(values.std(ddof=1)) if n > 1 else None
-    return Estimate(n, float(values.mean()), sd, float(low), float(high), p)
+    return Estimate(n, float(values.mean()), sd, float(low), float(high), sign_flips(values))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

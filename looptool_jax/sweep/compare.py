@@ -1,7 +1,7 @@
 """Runs side by side: what differs in settings, held-out accuracy, cost, and which differences are more than chance.
 
 Runs that differ by seed alone are a group. Two things make a difference uncertain, and each has a test of its own: the
-seeds (another seed trains another policy: a t-test over seeds) and the held-out items (a bootstrap over shared items).
+seeds (another seed trains another policy: a t-test over seeds) and the held-out items (a bootstrap over shared items and their signs).
 """
 
 from __future__ import annotations
@@ -338,7 +338,7 @@ def _items_table(differences: Sequence[Difference]) -> Table:
         if one.items
     ]  # fmt: skip
     columns = ["group", "round", "items", "accuracy beyond", "95 % interval", "p", "p (Holm)"]
-    note = "of these very policies: paired bootstrap over the held-out items that both were asked"
+    note = "of these very policies: interval by a paired bootstrap over the held-out items, p of the test of signs"
     return Table(f"Over items, beside {differences[0].reference.name}", columns, rows, note)
 
 

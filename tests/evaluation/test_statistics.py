@@ -99,7 +99,7 @@ def test_the_bootstrap_agrees_with_the_normal_interval_of_many_items():
     assert (found.n, found.mean) == (1000, pytest.approx(changes.mean()))
     assert found.low == pytest.approx(changes.mean() - 1.96 * error, abs=0.15 * error)
     assert found.high == pytest.approx(changes.mean() + 1.96 * error, abs=0.15 * error)
-    assert found.p == pytest.approx(2 / 10_001)
+    assert found.p == pytest.approx(1 / 10_001)
     assert paired_bootstrap(changes) == found
 
 
@@ -112,6 +112,13 @@ def test_the_bootstrap_covers_the_truth_and_is_right_about_nothing():
         inside += found.low <= 0.2 <= found.high
     assert 88 <= inside <= 100
     assert paired_bootstrap(np.zeros(10)).p == 1.0
+
+
+@pytest.mark.parametrize(("better", "worse"), [(4, 0), (5, 1), (9, 2), (3, 3), (40, 12)])
+def test_few_items_that_differ_are_judged_by_mcnemars_exact_test(better, worse):
+    changes = np.concatenate([np.ones(better), -np.ones(worse), np.zeros(200)])
+    theirs = stats.binomtest(better, better + worse).pvalue
+    assert paired_bootstrap(changes).p == pytest.approx(theirs, abs=1e-12 if better < 40 else 1e-3)
 
 
 def test_holm_by_hand():
