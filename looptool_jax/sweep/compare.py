@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -150,10 +151,10 @@ def conclusion(found: Difference, comparisons: int) -> str:
             real = found.p_seeds < LEVEL
             say = "more than chance between seeds explains" if real else "which chance between seeds may explain"
             parts.append(f"{what} ({over}, {ends}p {found.p_seeds:.3f}{holm}), {say}")
-            if real and found.paired and 2 / 2**seeds.n > LEVEL:
+            if real and found.permuted is not None and found.permuted >= LEVEL:
                 parts.append(
-                    "This rests on the t-test's assumption of normal gains: a permutation test of "
-                    f"{seeds.n} pairs cannot fall below p {2 / 2**seeds.n:.3f}, and needs six to fall below {LEVEL}"
+                    "This rests on the t-test's assumption of normal gains: the permutation test has p "
+                    f"{found.permuted:.3f}, and with so few runs cannot fall below p {_least_permuted(found):.3f}"
                 )
     if items is None:
         parts.append("The runs were asked different held-out items, so items cannot be paired")
@@ -165,6 +166,14 @@ def conclusion(found: Difference, comparisons: int) -> str:
             f"{shown_interval(items, sign=True)}, p {found.p_items:.3f}{holm})"
         )
     return ". ".join(parts) + "."
+
+
+def _least_permuted(found: Difference) -> float:
+    """The p of the permutation test where the runs of the two groups lie apart."""
+    if found.paired and found.seeds:
+        return 2 / 2**found.seeds.n
+    n, m = len(found.group.runs), len(found.reference.runs)
+    return (1 + (n == m)) / math.comb(n + m, n)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

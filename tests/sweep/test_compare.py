@@ -114,6 +114,16 @@ def test_other_seeds_are_not_paired(tmp_path):
     assert not one.paired and one.seeds.p == pytest.approx(theirs.pvalue) and one.permuted == 2 / 10
 
 
+def test_two_runs_a_side_are_a_claim_of_the_t_test_alone(tmp_path):
+    paths = [make_run(tmp_path / f"a{i}", verdicts(10, 12 + i, items=400), f"seed={i}") for i in range(2)]
+    paths += [
+        make_run(tmp_path / f"b{i}", verdicts(10, 60 + i, items=400), f"seed={i + 5}", "static=true") for i in range(2)
+    ]
+    found = compare_runs(paths)
+    assert found.differences[0].p_seeds < 0.01 and found.differences[0].permuted == 2 / 6
+    assert "permutation test has p 0.333, and with so few runs cannot fall below p 0.333" in found.conclusions[0]
+
+
 def test_items_that_differ_from_seed_to_seed_are_paired_within_a_seed(tmp_path):
     """As in a user's own data, of which each seed holds out other items."""
     paths = []
