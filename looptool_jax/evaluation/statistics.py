@@ -77,8 +77,8 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Estimate:
 def sign_flips(differences: Sequence[float] | Float[np.ndarray, " n"]) -> float:
     """p of the paired permutation test: how often a mean is as far from 0 when each difference may have either sign.
 
-    Those of 0 have none; of right and wrong answers it is McNemar's exact test. All sign patterns where they are at most
-    EXACT; else DRAWS of them, keyed by their number alone.
+    Those of 0 have none; of right and wrong answers it is McNemar's exact test. All sign patterns where they are at
+    most EXACT; else DRAWS of them, keyed by their number alone.
     """
     values = np.asarray(differences, float)
     values = values[abs(values) > 1e-12]

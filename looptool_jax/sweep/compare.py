@@ -1,7 +1,8 @@
 """Runs side by side: what differs in settings, held-out accuracy, cost, and which differences are more than chance.
 
 Runs that differ by seed alone are a group. Two things make a difference uncertain, and each has a test of its own: the
-seeds (another seed trains another policy: a t-test over seeds) and the held-out items (a bootstrap over shared items and their signs).
+seeds (another seed trains another policy: a t-test over seeds) and the held-out items (a bootstrap and a test of signs
+over shared items).
 """
 
 from __future__ import annotations
@@ -125,14 +126,15 @@ def compare_runs(paths: Sequence[str]) -> Comparison:
     ]
     tables = [_settings_table(groups), _accuracy_table(groups), _category_table(groups), _seeds_table(differences)]
     tables += [_items_table(differences), _cost_table(groups)]
-    said = [conclusion(one, len(differences)) for one in differences]
+    tests = [sum(p is not None for p in known) for known in (by_seeds, by_items)]
+    said = [conclusion(one, *tests) for one in differences]
     return Comparison(groups, differences, [one for one in tables if one.rows], said)
 
 
-def conclusion(found: Difference, comparisons: int) -> str:
-    """What can and cannot be said of a group beside the reference, in plain sentences."""
+def conclusion(found: Difference, tests_of_seeds: int, tests_of_items: int) -> str:
+    """What can and cannot be said of a group beside the reference, in plain sentences. tests: how many p-values were
+    corrected together."""
     one, other = found.group.name, found.reference.name
-    holm = f", corrected for {comparisons} comparisons" if comparisons > 1 else ""
     over = f"{len(found.group.runs)} and {len(found.reference.runs)} runs"
     parts = []
     seeds, items = found.seeds, found.items
@@ -150,7 +152,7 @@ def conclusion(found: Difference, comparisons: int) -> str:
             ends = f"95 % interval {shown_interval(seeds, sign=True)}, " if seeds.low is not None else ""
             real = found.p_seeds < LEVEL
             say = "more than chance between seeds explains" if real else "which chance between seeds may explain"
-            parts.append(f"{what} ({over}, {ends}p {found.p_seeds:.3f}{holm}), {say}")
+            parts.append(f"{what} ({over}, {ends}p {found.p_seeds:.3f}{_corrected(tests_of_seeds)}), {say}")
             if real and found.permuted is not None and found.permuted >= LEVEL:
                 parts.append(
                     "This rests on the t-test's assumption of normal gains: the permutation test has p "
@@ -163,9 +165,13 @@ def conclusion(found: Difference, comparisons: int) -> str:
         say = "differ" if found.p_items < LEVEL else "cannot be told apart"
         parts.append(
             f"On the {items.n} held-out items these very policies {say} ({100 * items.mean:+.1f} points, "
-            f"{shown_interval(items, sign=True)}, p {found.p_items:.3f}{holm})"
+            f"{shown_interval(items, sign=True)}, p {found.p_items:.3f}{_corrected(tests_of_items)})"
         )
     return ". ".join(parts) + "."
+
+
+def _corrected(tests: int) -> str:
+    return f", corrected for {tests} comparisons" if tests > 1 else ""
 
 
 def _least_permuted(found: Difference) -> float:

@@ -178,6 +178,8 @@ def test_p_values_are_corrected_for_the_number_of_groups(tmp_path):
     first, second = found.differences
     assert first.p_seeds == pytest.approx(first.seeds.p) and second.seeds.p is None and second.p_seeds is None
     assert "in each of 3 paired seeds; without a spread" in found.conclusions[1]
+    assert ", corrected" not in found.conclusions[0].partition(" On the ")[0]  # of seeds there is one test
+    assert all("corrected for 2 comparisons" in said.partition(" On the ")[2] for said in found.conclusions)
     smaller = min(first.items.p, second.items.p)
     assert min(first.p_items, second.p_items) == pytest.approx(min(1.0, 2 * smaller))
 
