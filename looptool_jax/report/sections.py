@@ -88,11 +88,10 @@ def data(stages: Stages) -> str:
     composed = rounds_of(stages, "compose")
     if not composed:
         return ""
-    first = stages.get("seed", {}).get("pool", 0)
     sizes = [{part["part"]: part["taken"] for part in metrics["parts"]} for _, metrics in composed]
-    size = min(first, composed[0][1]["samples"])  # D_1 is as large as the others, and of seeds alone
+    first = stages.get("round-1/probe", composed[0][1])["samples"]  # D_1; without a loop all sets are equally large
     bars = ["D1", *(f"D{round_ + 1}" for round_, _ in composed)]
-    rows = [{"seed": size}, *sizes]
+    rows = [{"seed": first}, *sizes]
     segments = [Segment(name, [row.get(key, 0) for row in rows]) for key, name in PARTS.items()]
     return stacked_bars(
         "Samples of each data set, by where they come from", bars, [s for s in segments if any(s.values)]
@@ -181,10 +180,14 @@ def _accuracy_figures(stages: Stages, gain: Gain | None) -> list[Figure]:
 
 def _sentence(stages: Stages, gain: Gain | None) -> str:
     results = accuracies(stages)
-    rounds = len(rounds_of(stages, "train"))
-    after = f"after {_count(rounds, 'round')} of training"
     if gain is None:
-        return f"Nothing is held out, so no accuracy is known; {after}." if rounds else "No round is finished yet."
+        if results:
+            before = percent(results[0][1]["accuracy"])
+            return f"Held-out accuracy is {before} before training; no round has been evaluated yet."
+        trained = rounds_of(stages, "train")
+        known = f"Nothing is held out, so no accuracy is known; after {_count(len(trained), 'round')} of training."
+        return known if trained else "No round is finished yet."
+    after = f"after {_count(len(results) - 1, 'round')} of training"
     before, last = (percent(metrics["accuracy"]) for metrics in (results[0][1], results[-1][1]))
     mean, low, high = map(_points, gain)
     change = f"{mean} points (95 % interval {low} to {high}, paired over {results[0][1]['items']:,} items)"

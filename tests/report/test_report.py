@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import shutil
 import statistics
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -234,6 +235,30 @@ def test_unfinished_and_static_runs_are_told_as_far_as_they_are(tmp_path, monkey
         page = Page(read_text(write_report(str(tmp_path / "part"))))
         assert ("round-1/train" in done) == ("Training" in page.tables)
         assert ("Samples of each data set" in page.text) == ("round-1/compose" in done)
+
+
+def test_a_round_that_is_trained_and_not_evaluated_has_no_accuracy_yet(tmp_path, run_dir):
+    part = Path(shutil.copytree(run_dir, tmp_path / "part"))
+    stages = json.loads((part / "manifest.json").read_text())["stages"]
+    for last, words in (
+        ("eval-0", "before training; no round has been evaluated yet."),
+        ("round-1/train", "before training; no round has been evaluated yet."),
+        ("round-1/eval", "after 1 round of training"),
+        ("round-2/train", "after 1 round of training"),
+        ("round-2/eval", "after 2 rounds of training"),
+    ):
+        done = list(stages)[: list(stages).index(last) + 1]
+        (part / "manifest.json").write_text(json.dumps({"stages": {name: stages[name] for name in done}}))
+        text = Page(read_text(write_report(str(part)))).text
+        assert words in text and "Nothing is held out" not in text
+
+
+def test_a_set_that_is_smaller_than_the_first_leaves_the_first_as_it_is(tmp_path, monkeypatch):
+    """As in the paper's ablation, which drops the expanded part."""
+    run = make_run(tmp_path / "run", monkeypatch, "compose.expanded_part=drop")
+    sizes = [len(rows_of(f"{run}/round-{j}/data.jsonl")) for j in (1, 2, 3)]
+    assert sizes[0] == 24 > max(sizes[1:])
+    assert f"D1: seeds {sizes[0]}, " in read_text(write_report(run))
 
 
 def test_nothing_held_out(tmp_path, monkeypatch):
