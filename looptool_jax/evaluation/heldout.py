@@ -74,17 +74,3 @@ def _result(sample: Sample, answer: Answer) -> dict[str, Any]:
         "id": sample.id, "category": sample.category, "correct": outcome.ok and whole,
         "reason": outcome.reason if whole else TRUNCATED, "answer": answer.text, "ids": answer.tokens,
     }  # fmt: skip
-
-
-def paired_difference(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """Mean difference in correctness (after - before) over the same items, and its standard error.
-
-    Raises ValueError where the two results are not over the same items.
-    """
-    first = {row["id"]: row["correct"] for row in before}
-    if set(first) != {row["id"] for row in after}:
-        raise ValueError("the two results are over different items and cannot be paired")
-    differences = [float(row["correct"]) - float(first[row["id"]]) for row in after]
-    mean = sum(differences) / len(differences)
-    variance = sum((value - mean) ** 2 for value in differences) / max(1, len(differences) - 1)
-    return mean, math.sqrt(variance / len(differences))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,6 +107,23 @@ def label_permutations(first: Sequence[float], second: Sequence[float]) -> float
     generator = np.random.default_rng((n, m))
     sums = np.array([generator.permutation(values)[:n].sum() for _ in range(DRAWS)])
     return _share_as_far(difference(sums), seen, drawn=True)
+
+
+def paired_answers(before: Mapping[str, bool], after: Mapping[str, bool]) -> Estimate:
+    """Difference in accuracy over the same items, by their ids: after minus before, with p of `sign_flips`.
+
+    The interval is that of Agresti and Min (2005): the normal one with half an item more in each of the four cells
+    (right or wrong, before or after). It holds where few items differ; without them it is too narrow there.
+    Raises ValueError where the two are not over the same items.
+    """
+    if before.keys() != after.keys() or not before:
+        raise ValueError("the two results are over different items and cannot be paired")
+    changes = np.array([float(after[id_]) - float(before[id_]) for id_ in before])
+    n = len(changes)
+    middle = changes.sum() / (n + 2)
+    error = math.sqrt(((changes**2).sum() + 1) / (n + 2) - middle**2) / math.sqrt(n + 2)
+    low, high = middle - 1.96 * error, middle + 1.96 * error
+    return Estimate(n, float(changes.mean()), None, float(max(-1.0, low)), float(min(1.0, high)), sign_flips(changes))
 
 
 def paired_bootstrap(differences: Float[np.ndarray, " items"], key: int = 0) -> Estimate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from looptool_jax.data.store import join, read_jsonl
-from looptool_jax.evaluation.statistics import wilson
+from looptool_jax.evaluation.statistics import paired_answers, wilson
 from looptool_jax.loop.ledger import Cost, Ledger
 from looptool_jax.report.charts import Dots, Line, Segment, bar_chart, interval_chart, line_chart, plain, stacked_bars
 from looptool_jax.report.page import Figure, figures, text
@@ -157,12 +157,12 @@ def _gain(run_dir: str, stages: Stages) -> Gain | None:
     if "eval-0" not in stages or not rounds:
         return None
     before, after = (
-        list(read_jsonl(join(run_dir, folder, "results.jsonl"))) for folder in ("eval-0", f"round-{rounds[-1]}/eval")
+        {row["id"]: row["correct"] for row in read_jsonl(join(run_dir, folder, "results.jsonl"))}
+        for folder in ("eval-0", f"round-{rounds[-1]}/eval")
     )
-    from looptool_jax.evaluation.heldout import paired_difference  # here, for it brings JAX
-
-    mean, error = paired_difference(before, after)
-    return mean, mean - 1.96 * error, mean + 1.96 * error
+    found = paired_answers(before, after)
+    assert found.low is not None and found.high is not None
+    return found.mean, found.low, found.high
 
 
 def _accuracy_figures(stages: Stages, gain: Gain | None) -> list[Figure]:

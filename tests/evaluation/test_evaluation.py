@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from looptool_jax.data.store import read_jsonl, write_jsonl
-from looptool_jax.evaluation.heldout import EvalConfig, evaluate, paired_difference
+from looptool_jax.evaluation.heldout import EvalConfig, evaluate
 from looptool_jax.evaluation.repair import expansion_validity, label_repair, remaining_noise, true_labels
 from looptool_jax.inference.answers import Answer
 from looptool_jax.loop.console import Console
@@ -80,15 +80,6 @@ def test_expansions_are_checked_in_the_world():
     good = generate("train", 2, 0, ["single"])
     bad = replace(good[0], target=Target(text="No.", intent="refuse"))
     assert expansion_validity([*good, bad, sample("foreign")]) == {"samples": 4, "valid": 0.5}
-
-
-def test_paired_difference():
-    before = [{"id": str(i), "correct": i < 2} for i in range(4)]
-    after = [{"id": str(i), "correct": i < 3} for i in reversed(range(4))]
-    mean, error = paired_difference(before, after)
-    assert (mean, error) == (0.25, pytest.approx(0.25))
-    with pytest.raises(ValueError, match="different items"):
-        paired_difference(before, after[1:])
 
 
 class Counting:

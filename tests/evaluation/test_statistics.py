@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from looptool_jax.evaluation.statistics import (
     holm,
     label_permutations,
     mean_over_seeds,
+    paired_answers,
     paired_bootstrap,
     sign_flips,
     t_quantile,
@@ -119,6 +121,31 @@ def test_few_items_that_differ_are_judged_by_mcnemars_exact_test(better, worse):
     changes = np.concatenate([np.ones(better), -np.ones(worse), np.zeros(200)])
     theirs = stats.binomtest(better, better + worse).pvalue
     assert paired_bootstrap(changes).p == pytest.approx(theirs, abs=1e-12 if better < 40 else 1e-3)
+
+
+def test_answers_are_paired_by_item():
+    before = {str(i): i < 2 for i in range(4)}
+    after = {str(i): i < 3 for i in reversed(range(4))}
+    found = paired_answers(before, after)
+    # Cells with half an item more: 2.5 right twice, 0.5 lost, 1.5 won, 1.5 wrong twice, of 6.
+    error = math.sqrt(((1.5 + 0.5) - (1.5 - 0.5) ** 2 / 6) / 6**2)
+    assert (found.n, found.mean, found.p) == (4, 0.25, 1.0)
+    assert found.low == pytest.approx(1 / 6 - 1.96 * error) and found.high == pytest.approx(1 / 6 + 1.96 * error)
+    with pytest.raises(ValueError, match="different items"):
+        paired_answers(before, {"0": True})
+
+
+@pytest.mark.parametrize(("items", "share"), [(200, 0.005), (200, 0.02), (50, 0.05), (10, 0.3)])
+def test_the_interval_of_paired_answers_covers_the_truth_where_few_items_differ(items, share):
+    generator = np.random.default_rng(items)
+    inside = 0
+    for _ in range(400):
+        changes = generator.choice([1, 0, -1], items, p=[2 * share, 1 - 2.5 * share, 0.5 * share])
+        found = paired_answers(
+            {str(i): c < 0 for i, c in enumerate(changes)}, {str(i): c > 0 for i, c in enumerate(changes)}
+        )
+        inside += found.low <= 1.5 * share <= found.high
+    assert inside >= 0.93 * 400
 
 
 def test_holm_by_hand():

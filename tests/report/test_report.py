@@ -114,9 +114,11 @@ def test_the_headline_says_the_difference_with_its_paired_interval(run_dir):
         for name in ("eval-0", "round-2/eval")
     )
     differences = [after[id_] - before[id_] for id_ in before]
-    mean, error = statistics.mean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
+    mean, n = statistics.mean(differences), len(differences)
+    won, lost = differences.count(1) + 0.5, differences.count(-1) + 0.5  # with half an item more in each cell
+    middle, error = (won - lost) / (n + 2), math.sqrt((won + lost - (won - lost) ** 2 / (n + 2)) / (n + 2) ** 2)
     shares = [f"{100 * statistics.mean(side.values()):.1f}" for side in (before, after)]
-    ends = " to ".join(f"{100 * end:+.1f}" for end in (mean - 1.96 * error, mean + 1.96 * error))
+    ends = " to ".join(f"{100 * end:+.1f}" for end in (middle - 1.96 * error, middle + 1.96 * error))
     words = f"rose from {shares[0]} % to {shares[1]} % after 2 rounds of training: {100 * mean:+.1f} points"
     text = page_of(run_dir).text.replace("−", "-")
     assert words in text and f"(95 % interval {ends}, paired over 24 items)" in text
