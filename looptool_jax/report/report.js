@@ -23,7 +23,7 @@
   const narrow = matchMedia("(max-width: 900px)");
   let index, rows, numbers; // rows: objects of the index; numbers: place by id
   let searchable = null; // what text is looked for in, one string a row, once all is unpacked
-  let drawn = 0; // counts drawings, so that a late one does not replace a newer
+  let drawn = 0, listed = 0; // count drawings of a sample and of the list, so that a late one does not replace a newer
   let shown = null; // the id of the sample that is open
 
   // --- elements ---------------------------------------------------------------------------------------------------
@@ -155,10 +155,13 @@
         marks ? make("span", { class: "marks", role: "img", "aria-label": `answers: ${told}` }, marks) : "")));
   }
 
+  /** Whether it was drawn, and no newer one asked for meanwhile. */
   async function drawList(values) {
+    const turn = ++listed;
     if (values.get("text") && !searchable) {
       at("count").textContent = "Unpacking the samples …";
       await unpackAll();
+      if (turn !== listed) return false;
     }
     const found = chosen(values);
     const pages = Math.max(1, Math.ceil(found.length / PAGE));
@@ -173,6 +176,7 @@
     at("next").disabled = page === pages;
     at("previous").value = page - 1;
     at("next").value = page + 1;
+    return true;
   }
 
   // --- one sample ----------------------------------------------------------------------------------------------------
@@ -317,7 +321,7 @@
   async function show() {
     const values = named(), before = shown;
     for (const name of FILTERS) form.elements[name].value = values.get(name) || "";
-    await drawList(values);
+    if (!(await drawList(values))) return;
     if (values.has("sample")) {
       await drawSample(values.get("sample"));
       return;

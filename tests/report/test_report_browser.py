@@ -87,6 +87,25 @@ def test_search_reads_everything_that_was_said(run_dir, watched):
     assert page.get_attribute("#count", "aria-live") == "polite"
 
 
+def test_a_search_that_is_taken_back_while_samples_are_unpacked_is_not_drawn(run_dir, watched):
+    look = watched(run_dir, **DESK)
+    look.page.add_init_script("""
+        const json = Response.prototype.json;
+        Response.prototype.json = async function () {
+            await new Promise((done) => setTimeout(done, 300));
+            return json.call(this);
+        };
+    """)
+    page = look.open()
+    everything = count(page)
+    page.fill("input[name=text]", "no such words anywhere")
+    expect(page, "document.getElementById('count').textContent.startsWith('Unpacking')")
+    page.fill("input[name=text]", "")
+    expect(page, f"document.getElementById('count').textContent.startsWith('{everything} ')")
+    page.wait_for_timeout(300 * (1 + everything // 128) + 200)
+    assert count(page) == everything and page.inner_text("#count") == f"{everything} samples"
+
+
 def test_a_sample_tells_its_story(run_dir, watched):
     """A repaired label: its answer, verdict and difference, and the samples that grew from it, there and back."""
     expanded = rows_of(f"{run_dir}/round-1/expand/expanded.jsonl")
