@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from looptool_jax.data.store import join, read_jsonl
 from looptool_jax.evaluation.statistics import paired_answers, wilson
 from looptool_jax.loop.ledger import Cost, Ledger
+from looptool_jax.loop.metrics import kind
 from looptool_jax.report.charts import Dots, Line, Segment, bar_chart, interval_chart, line_chart, plain, stacked_bars
 from looptool_jax.report.page import Figure, figures, text
 from looptool_jax.report.stories import Stages
-from looptool_jax.report.tables import accuracies, percent, rounds_of
+from looptool_jax.report.tables import accuracies, duration, percent, rounds_of
 
 Gain = tuple[float, float, float]
 """A difference of accuracies, and the ends of its interval."""
@@ -127,8 +128,7 @@ def compute(run_dir: str) -> str:
         return ""
     by_kind: dict[str, Cost] = {}
     for stage, cost in costs.items():
-        kind = stage.rpartition("/")[2].removesuffix("-0")
-        by_kind[kind] = by_kind.get(kind, Cost()) + cost
+        by_kind[kind(stage)] = by_kind.get(kind(stage), Cost()) + cost
     charts = [
         _bars("Seconds by kind of stage", by_kind, lambda cost: cost.seconds),
         _bars("Tokens of prompts and answers by kind of stage", by_kind, lambda cost: cost.prompt_tokens + cost.tokens),
@@ -136,18 +136,8 @@ def compute(run_dir: str) -> str:
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people: 41 s, 3 min 37 s, 5 h 12 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
-
-
 def _bars(title: str, costs: dict[str, Cost], of: Callable[[Cost], float]) -> str:
-    bars = sorted(((kind, of(cost)) for kind, cost in costs.items()), key=lambda bar: -bar[1])
+    bars = sorted(((name, of(cost)) for name, cost in costs.items()), key=lambda bar: -bar[1])
     return bar_chart(title, [bar for bar in bars if bar[1]]) if any(value for _, value in bars) else ""
 
 

@@ -19,7 +19,7 @@ from looptool_jax.loop.console import HEARTBEAT, shown
 from looptool_jax.loop.ledger import Cost, Ledger
 from looptool_jax.loop.manifest import Manifest
 from looptool_jax.loop.metrics import kind
-from looptool_jax.report.tables import accuracies, percent
+from looptool_jax.report.tables import accuracies, duration, percent
 
 KEYS = ("state", "moved", "run", "stage", "rewards", "memory", "warnings", "error")  # of a heartbeat
 QUIET = 600.0  # seconds without progress after which a run is called quiet
@@ -224,18 +224,6 @@ def _memory_lines(memory: dict[str, Any]) -> list[str]:
         most = f", at most {size(device['peak'])} so far" if device["peak"] else ""
         lines.append(f"device {device['device']} ({device['kind']}): {size(device['used'])}{limit}{most}")
     return lines
-
-
-def duration(seconds: float) -> str:
-    """42 s, 5 min, 3 h 20 min, 2 d 3 h."""
-    whole = round(max(0.0, seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
 def size(count: float) -> str:

@@ -18,6 +18,7 @@ from looptool_jax.loop.environment import NAME as ENVIRONMENT
 from looptool_jax.loop.environment import environments
 from looptool_jax.loop.ledger import Cost, Ledger
 from looptool_jax.loop.manifest import Manifest
+from looptool_jax.loop.metrics import kind
 
 
 @dataclass(frozen=True)
@@ -224,9 +225,9 @@ def stage_flops(run_dir: str, costs: dict[str, Cost]) -> dict[str, float | None]
     models, update = (rows[-1]["models"], 4 if rows[-1]["adapters"] else 6) if rows else ({}, 0)
     flops: dict[str, float | None] = {}
     for stage, cost in costs.items():
-        kind, tokens = stage.rpartition("/")[2], cost.tokens + cost.prompt_tokens
-        parameters = models.get({"judge": "judge", "expand": "generator"}.get(kind, "policy"))
-        passes = 2 + update if kind == "train" else 2
+        tokens = cost.tokens + cost.prompt_tokens
+        parameters = models.get({"judge": "judge", "expand": "generator"}.get(kind(stage), "policy"))
+        passes = 2 + update if kind(stage) == "train" else 2
         flops[stage] = passes * parameters * tokens if parameters and tokens else None
     return flops
 
@@ -242,3 +243,15 @@ def markdown_text(text: str) -> str:
 
 def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 41 s, 3 min 37 s, 5 h 12 min, 2 d 3 h."""
+    whole = round(max(0.0, seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
