@@ -64,22 +64,26 @@ class TrackingConfig:
         if self.dir is not None and is_url(self.dir) and set(self.to) - {"tensorboard"}:
             raise TrackingError(f"tracking.dir: only TensorBoard writes to {self.dir}; name a local folder")
 
-    def folder(self, run_dir: str, tracker: str) -> str | None:
-        """Where a tracker's files go; None: where it wants them itself."""
+    def folder(self, run_dir: str, tracker: str, label: str) -> str | None:
+        """Where a tracker's files go; None: where it wants them itself. label: of the run; in a `dir` that runs share
+        TensorBoard needs a folder of each, as it takes the event files of one for one run."""
         if self.dir is None and is_url(run_dir) and tracker != "tensorboard":
             return None
         folder = join(self.dir or run_dir, tracker)
+        if self.dir is not None and tracker == "tensorboard":
+            folder = join(folder, label)
         return folder if is_url(folder) else str(local_path(folder).absolute())
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told of a run before its first metrics. id: the same in every process of the run. settings: by
-    their full keys."""
+    """What a tracker is told of a run before its first metrics. id: the same in every process of the run. label: a name
+    that no other run has. settings: by their full keys."""
 
     id: str
     project: str
     name: str
+    label: str
     folder: str | None
     settings: dict[str, Any]
 
@@ -165,10 +169,8 @@ class Trackio:
             os.environ.setdefault("TRACKIO_DIR", run.folder)  # read when it is imported
         import trackio
 
-        # Runs are told apart by their names.
-        name = f"{run.name}-{run.id[:8]}"
         self._run = trackio.init(
-            project=run.project, name=name, resume="allow", config=run.settings, embed=False, auto_log_gpu=False,
+            project=run.project, name=run.label, resume="allow", config=run.settings, embed=False, auto_log_gpu=False,
             auto_log_cpu=False,
         )  # fmt: skip
 
@@ -236,8 +238,9 @@ class Tracking(Watcher):
                     "out"
                 )
         id_, title = _run_id(run_dir), cfg.name or run_dir.rstrip("/").rpartition("/")[2]
+        label = f"{title}-{id_[:8]}"
         self._channels = [
-            _Channel(name, TrackedRun(id_, cfg.project, title, cfg.folder(run_dir, name), settings))
+            _Channel(name, TrackedRun(id_, cfg.project, title, label, cfg.folder(run_dir, name, label), settings))
             for name in dict.fromkeys(cfg.to)
         ]
 

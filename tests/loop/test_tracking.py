@@ -72,6 +72,17 @@ def test_tensorboard_shows_every_step_once(tmp_path, tensorboard):
     assert set(found["eval/accuracy"]) == {(4, 0.5)}
 
 
+def test_runs_that_share_a_folder_stay_apart_in_tensorboard(tmp_path, tensorboard):
+    """Of the same name too, and over a resume."""
+    shared = str(tmp_path / "shared")
+    for run, steps in (("a/run", (1, 2)), ("b/run", (1,)), ("a/run", (3,))):
+        (tmp_path / run).mkdir(parents=True, exist_ok=True)
+        tell(tmp_path / run, "tensorboard", steps, dir=shared)
+    ids = {run: (tmp_path / run / tracking.ID_NAME).read_text()[:8] for run in ("a/run", "b/run")}
+    found = {run: scalars(f"{shared}/tensorboard/run-{id_}")["train/reward"] for run, id_ in ids.items()}
+    assert found == {"a/run": [(1, 0.1), (2, 0.2), (3, 0.3)], "b/run": [(1, 0.1)]}
+
+
 def test_tensorboard_on_an_object_store(bucket, tensorboard, tmp_path):
     tell(f"{bucket}/run", "tensorboard", (1, 2))
     tell(f"{bucket}/run", "tensorboard", (2, 3))
