@@ -1,8 +1,15 @@
-"""What trackers are told of the stages of a round, from metrics as a run's manifest holds them."""
+"""What trackers are told of the steps and stages of a round, and how the figures of a step are counted."""
 
 from __future__ import annotations
 
+import statistics
+
+import numpy as np
+import pytest
+
+from looptool_jax.inference.answers import Answer
 from looptool_jax.loop.metrics import STEP_NAMES, Speed, stage_metrics, step_metrics, training_steps
+from looptool_jax.loop.train import _rollout_metrics
 
 ROUND = {
     "eval-0": {
@@ -71,3 +78,17 @@ def test_what_a_step_tells():
     }
     assert len(set(STEP_NAMES.values())) == len(STEP_NAMES)
     assert "train/mfu" not in Speed(10.0, 20.0, None).metrics() and Speed(1.0, 2.0, 0.4).metrics()["train/mfu"] == 0.4
+
+
+def test_what_is_counted_of_the_answers_of_a_step():
+    """Three groups of four: all right, all wrong, one of four right."""
+    lengths = ([2, 2, 2, 2], [5, 5, 5, 5], [1, 9, 4, 4])
+    groups = [[Answer("", [7] * n, [0.0] * n, "length" if n == 9 else "stop") for n in each] for each in lengths]
+    rewards = np.array([[1.0, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]])
+    found = _rollout_metrics(groups, rewards)
+    assert found.pop("reward_std") == pytest.approx(statistics.stdev([1, 0, 0, 0]) / 3, abs=1e-6)
+    assert found == {
+        "reward": 0.416667, "zero_variance": 0.666667, "solved": 0.333333, "truncated": 0.083333, "answer_tokens": 46,
+        "length_mean": 3.833333, "length_min": 1, "length_max": 9,
+    }  # fmt: skip
+    assert _rollout_metrics([group[:1] for group in groups], rewards[:, :1])["reward_std"] == 0.0, "groups of one"

@@ -106,13 +106,14 @@ def test_at_another_temperature_engine_and_trainer_are_not_compared(trainer_of, 
 
 
 def test_which_bound_clipped_a_token():
-    """Ratios 2 and 1/2 on both signs of the advantage: a rise is cut where it is rewarded, a fall where it is not."""
-    row = jnp.ones((1, 4)) / 4
+    """Ratios 2 and 1/2 on both signs of the advantage: a rise is cut where it is rewarded, a fall where it is not. The
+    tokens weigh differently, so that the bounds are told apart."""
+    row = jnp.array([[0.5, 0.125, 0.125, 0.25]])
     answers = jnp.zeros((1, 4), jnp.int32)
     old, advantages = jnp.zeros((1, 4)), jnp.array([[1.0, 1.0, -1.0, -1.0]])
     micro = MicroBatch(answers, answers, answers, answers, answers, answers, advantages, row, row, old_logprobs=old)
     _, metrics = policy_loss(GRPO, jnp.log(jnp.array([[2.0, 0.5, 2.0, 0.5]])), micro)
-    assert (metrics["clip_high_fraction"], metrics["clip_low_fraction"], metrics["clip_fraction"]) == (0.25, 0.25, 0.5)
+    assert (metrics["clip_high_fraction"], metrics["clip_low_fraction"], metrics["clip_fraction"]) == (0.5, 0.25, 0.75)
 
 
 def test_no_share_of_a_peak_that_is_not_known(trainer_of, monkeypatch):
