@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import socket
 import threading
@@ -95,7 +96,7 @@ class Heartbeat(Watcher):
             "state": self._state,
             "moved": self._moved,
             "run": self._run,
-            "stage": asdict(stage) | {"seconds_left": stage.seconds_left} if stage else None,
+            "stage": _stage(stage) if stage else None,
             "rewards": list(self._rewards),
             "memory": {"devices": _device_memory(), "host": _host_memory()},
             "warnings": list(self._warnings.lines),
@@ -127,6 +128,12 @@ def beating(console: Console, run_dir: str, plan: Sequence[str]) -> Iterator[Non
     finally:
         console.watchers.remove(heartbeat)
         heartbeat.end(state, error)
+
+
+def _stage(stage: StageProgress) -> dict[str, Any]:
+    """Figures that are no numbers, as the loss of a training that went astray, are null, as JSON has none such."""
+    figures = {name: value if math.isfinite(value) else None for name, value in stage.figures.items()}
+    return asdict(stage) | {"figures": figures, "seconds_left": stage.seconds_left}
 
 
 class _Warnings(logging.Handler):

@@ -201,7 +201,8 @@ def _stage_line(stage: dict[str, Any], left: float | None) -> str:
         parts.append(f"{stage['done']} of {stage['total']}")
     if stage["tokens"]:
         parts.append(f"{stage['tokens'] / max(1e-9, stage['seconds']):,.0f} tokens/s")
-    parts += [f"{name} {value:.3f}" for name, value in stage["figures"].items()]
+    figures = stage["figures"].items()
+    parts += [f"{name} {'not a finite number' if value is None else f'{value:.3f}'}" for name, value in figures]
     parts.append(f"for {duration(stage['seconds'])}" + (f", about {duration(left)} left" if left is not None else ""))
     return "  ".join(parts)
 

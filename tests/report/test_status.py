@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -98,6 +99,17 @@ def test_the_pace_of_a_resumed_stage_is_that_of_its_process(tmp_path):
         console.advance(20)
     stage = json.loads((tmp_path / "status.json").read_text())["stage"]
     assert (stage["done"], stage["total"]) == (80, 100) and stage["seconds_left"] == pytest.approx(10, rel=0.05)
+
+
+def test_a_loss_that_is_no_number_is_told(tmp_path):
+    run_dir, console = a_run(str(tmp_path)), Console(quiet=True)
+    with lock_directory(run_dir):
+        with beating(console, run_dir, PLAN), console.stage("round-2/train"):
+            console.advance(1, reward=0.5, loss=math.nan)
+        beat = json.loads((tmp_path / "status.json").read_text()) | {"state": "running", "moved": time.time()}
+        write_text(tmp_path / "status.json", json.dumps(beat))
+        assert read_status(run_dir)["stage"]["figures"] == {"reward": 0.5, "loss": None}
+        assert "reward 0.500  loss not a finite number" in shown(run_dir)
 
 
 @pytest.mark.parametrize(
