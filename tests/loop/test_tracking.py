@@ -101,6 +101,8 @@ def wandb_records(file: Path):
             place += 32768 - place % 32768
             continue
         _, size, kind = struct.unpack("<IHB", data[place : place + 7])
+        if place + 7 + size > len(data):
+            return  # it is being written
         parts += data[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):  # whole, or the last part
@@ -110,14 +112,27 @@ def wandb_records(file: Path):
             parts = b""
 
 
+def whole_wandb_records(file: Path):
+    """W&B's own process writes the file, and may do so behind `finish`: the record `exit` comes last."""
+    deadline = time.monotonic() + 30
+    while True:
+        records = list(wandb_records(file))
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_wandb_goes_on_in_the_same_run(tmp_path):
     pytest.importorskip("wandb")
     tell(tmp_path, "wandb", (1, 2), project="p", name="n", finished=False)
     time.sleep(1.1)  # an offline run's folder is named by the second
     tell(tmp_path, "wandb", (2, 3), project="p", name="n")
     history, runs = [], set()
-    for file in sorted(tmp_path.glob("wandb/wandb/offline-run-*/*.wandb"), key=os.path.getmtime):
-        for record in wandb_records(file):
+    written = sorted(tmp_path.glob("wandb/wandb/offline-run-*/*.wandb"))
+    assert len(written) == 2
+    for file in written:
+        for record in whole_wandb_records(file):
             if record.WhichOneof("record_type") == "run":
                 runs.add((record.run.run_id, record.run.project, record.run.display_name))
             if record.WhichOneof("record_type") == "history":
