@@ -39,7 +39,8 @@ def read_status(run_dir: str) -> dict[str, Any]:
     done = bool(plan) and all(manifest.done(name) for name in plan)
     state = _state("finished" if done else beat.get("state"), owner, age)
     costs = Ledger(join(run_dir, "ledger.jsonl")).costs()
-    stage = beat.get("stage") if state in ("running", "quiet") else None
+    begun = beat.get("stage")
+    stage = begun if state in ("running", "quiet") else None
     if stage and manifest.done(stage["name"]):  # the next one has not yet been heard of
         stage = None
     left = _left(plan, manifest, costs, stage, age or 0.0)
@@ -50,7 +51,7 @@ def read_status(run_dir: str) -> dict[str, Any]:
         "owner": owner.name if owner else None,
         "heartbeat_age": age,
         "note": note,
-        "round": _round([*manifest.stages, *([stage["name"]] if stage else [])]),
+        "round": _round([*manifest.stages, *([begun["name"]] if begun else [])]),
         "rounds": _rounds(run_dir),
         "stages_done": len(manifest.stages),
         "stages": len(plan) or None,

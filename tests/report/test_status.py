@@ -131,7 +131,8 @@ def test_how_a_run_ended(error, state, words, tmp_path):
                 raise error
     except BaseException as caught:
         assert caught is error
-    assert read_status(run_dir)["state"] == state and words in shown(run_dir)
+    found = read_status(run_dir)
+    assert (found["state"], found["round"], found["stage"]) == (state, 2, None) and words in shown(run_dir)
     assert console.watchers == []
 
 
