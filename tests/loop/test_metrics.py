@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import statistics
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from looptool_jax.inference.answers import Answer
+from looptool_jax.data.store import read_jsonl
+from looptool_jax.inference.answers import Answer, Answerer
+from looptool_jax.loop import train as training
+from looptool_jax.loop.console import Console, Watcher
 from looptool_jax.loop.metrics import STEP_NAMES, Speed, stage_metrics, step_metrics, training_steps
-from looptool_jax.loop.train import _rollout_metrics
+from looptool_jax.loop.reward import RewardConfig
+from looptool_jax.training import policy
+from looptool_jax.training.optimizer import OptimizerConfig
+from looptool_jax.world import generate as world
 
 ROUND = {
     "eval-0": {
@@ -85,10 +95,71 @@ def test_what_is_counted_of_the_answers_of_a_step():
     lengths = ([2, 2, 2, 2], [5, 5, 5, 5], [1, 9, 4, 4])
     groups = [[Answer("", [7] * n, [0.0] * n, "length" if n == 9 else "stop") for n in each] for each in lengths]
     rewards = np.array([[1.0, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]])
-    found = _rollout_metrics(groups, rewards)
+    found = training._rollout_metrics(groups, rewards)
     assert found.pop("reward_std") == pytest.approx(statistics.stdev([1, 0, 0, 0]) / 3, abs=1e-6)
     assert found == {
         "reward": 0.416667, "zero_variance": 0.666667, "solved": 0.333333, "truncated": 0.083333, "answer_tokens": 46,
         "length_mean": 3.833333, "length_min": 1, "length_max": 9,
     }  # fmt: skip
-    assert _rollout_metrics([group[:1] for group in groups], rewards[:, :1])["reward_std"] == 0.0, "groups of one"
+    assert training._rollout_metrics([group[:1] for group in groups], rewards[:, :1])["reward_std"] == 0.0, (
+        "groups of one"
+    )
+
+
+class Told(Watcher):
+    def __init__(self):
+        self.rows = []
+
+    def metrics(self, step, metrics):
+        self.rows.append((step, metrics))
+
+
+def test_rates_and_speeds_of_the_steps_of_a_round(tmp_path, monkeypatch):
+    """Two updates a step beside a clock that goes a second a look: the rate is that of a step's first update."""
+
+    class Trainer:
+        def __init__(self, *args, **how):
+            self.updates = how["updates"]
+
+        def restore(self):
+            return 0
+
+        def policy(self):
+            return None
+
+        def update(self, prompts, groups, rewards):
+            assert rewards.shape == (2, 2)
+            return {"loss": 0.5, "zero": 0.0, "grad_norm": 1.0, "tokens": 20.0, "prompt_tokens": 6.0}
+
+        def share_of_peak(self, prompts, groups, seconds):
+            return 0.25 * seconds
+
+        save = export = lambda self, *args: None
+
+    clock = count()
+    monkeypatch.setattr(policy, "PolicyTrainer", Trainer)
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(training.Answerer, "prompt", lambda self, sample: [1, 2, 3])
+    answer = Answer("", [7] * 5, [0.0] * 5, "stop")
+    monkeypatch.setattr(training.Answerer, "groups", lambda self, samples, *rest: [[answer] * 2 for _ in samples])
+    cfg = training.TrainConfig(batch=2, group=2, epochs=1, updates=2, checkpoint_every=1)
+    cfg.optimizer = OptimizerConfig(learning_rate=8e-3, warmup_steps=8)
+    console, told = Console(quiet=True), Told()
+    console.watchers.append(told)
+    console.steps = 10
+    samples = world("train", 6, 3)
+    training.train(Answerer(None), samples, cfg, RewardConfig(), 5, 2, str(tmp_path), console)
+    rows = list(read_jsonl(tmp_path / "steps.jsonl"))
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.0, 2e-3, 4e-3])
+    assert [step for step, _ in told.rows] == [11, 12, 13]
+    speed = {"train/tokens_per_second/rollout": 20.0, "train/tokens_per_second/update": 26.0, "train/mfu": 0.25}
+    assert console.speed == speed and told.rows[1][1].items() >= speed.items()
+    assert not any("second" in key or "mfu" in key for row in rows for key in row), "the clock is in no artifact"
+
+
+def test_the_documentation_names_every_metric_of_a_step():
+    text = (Path(__file__).parents[2] / "docs/WATCHING.md").read_text()
+    lines = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| ")]
+    words = [(re.findall(r"\w+", ours), re.findall(r"\w+", theirs)) for ours, theirs in lines]
+    for key, name in STEP_NAMES.items():
+        assert any(key in ours and name.rpartition("/")[2] in theirs for ours, theirs in words), key
