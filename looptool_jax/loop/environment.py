@@ -12,7 +12,7 @@ from looptool_jax.data.store import Progress, exists, is_url, list_names
 NAME = "environment.jsonl"
 PACKAGES = (
     "looptool-jax", "jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "flax", "optax", "orbax-checkpoint", "qwix",
-    "google-jetstream", "transformers", "tokenizers", "safetensors", "numpy",
+    "google-jetstream", "transformers", "tokenizers", "llguidance", "safetensors", "numpy",
 )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """What a run keeps beside its manifest: the costs of its stages, and what it ran with."""
 
 import json
+from importlib.metadata import version
+from importlib.util import find_spec
 
 import jax
 
@@ -25,4 +27,7 @@ def test_the_environment_is_recorded_where_it_changes(tmp_path):
     first, second = environments(path)
     assert first["models"] == {"policy": 100, "judge": None} and second["models"]["policy"] == 200
     assert first["packages"]["jax"] == jax.__version__
+    for package in ("llguidance", "tokenizers"):  # what is generated depends on them
+        if find_spec(package):
+            assert first["packages"][package] == version(package)
     assert first["devices"] == {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "hosts": 1}
