@@ -157,6 +157,29 @@ def test_replies_of_untrained_weights_are_valid_calls_each_of_its_own_tools(untr
     assert ended > 2 and not free.text.startswith('{"name"')
 
 
+@pytest.mark.parametrize(("count", "steps"), [(1, 0), (6, 5)])
+def test_a_reply_ends_where_its_grammar_gives_up_and_the_others_go_on(count, steps, generator, monkeypatch):
+    """As with a schema that outgrows llguidance's limits: what is there is kept, as one that was cut."""
+    asked = [
+        ChatRequest(sample.id, sample.messages[-1:], grammar=f"start: call\n{call_line(sample.tools)}")
+        for sample in calling(count)
+    ]
+    whole = generator.chat(asked, SIZES, lambda tokens: None)
+    begun, real, left = [], grammar.Constraint.next, {}
+
+    def next_(self, tokens):
+        begun.extend([self] * (self not in begun))
+        left[id(self)] = left.get(id(self), steps) - 1
+        if self is begun[0] and left[id(self)] < 0:
+            raise GrammarError("too many expressions")
+        return real(self, tokens)
+
+    monkeypatch.setattr(grammar.Constraint, "next", next_)
+    replies = generator.chat(asked, SIZES, lambda tokens: None)
+    [(cut, before)] = [(reply, old) for reply, old in zip(replies, whole, strict=True) if reply != old]
+    assert (cut.tokens, cut.finish) == (before.tokens[:steps], "length")
+
+
 def test_restricted_replies_are_the_best_of_what_the_grammar_allows(generator):
     """Greedy, against passes over the whole text for every token."""
     lm = generator.lm
