@@ -72,6 +72,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     except Exception as error:  # PyYAML's errors share no base class with ValueError
         raise ConfigError(f"{file}: not valid YAML ({' '.join(str(error).split())[:160]})") from None
     merged = _merge(merged, loaded, str(file))
+    given: Any = DictConfig({})
     for override in overrides:
         key, sign, _ = override.partition("=")
         if not sign or not key.strip():
@@ -81,8 +82,10 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
         except Exception as error:
             problem = getattr(error, "problem", None) or str(error).splitlines()[0]
             raise ConfigError(f"{override!r}: the value is not valid YAML ({problem})") from None
-        merged = _merge(merged, part, override)
-    return _to_object(merged)
+        merged, given = _merge(merged, part, override), OmegaConf.merge(given, part)
+    cfg = _to_object(merged)
+    _check_noise(cfg, given, file)
+    return cfg
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -228,6 +231,16 @@ def _merge(base: DictConfig, part: Any, source: str) -> DictConfig:
         reason = _reason(error)
         place = "" if source.startswith(f"{reason.partition(':')[0]}=") else f"{source}: "
         raise ConfigError(f"{place}{reason}") from None
+
+
+def _check_noise(cfg: RunConfig, given: Any, file: str) -> None:
+    """Labels that a user brings are corrupted only where the same words ask for it, not by a shipped share."""
+    source, noise = (OmegaConf.select(given, key) for key in ("data.source", "data.noise"))
+    if cfg.data.noise and cfg.data.source != "world" and source is not None and noise is None:
+        raise ConfigError(
+            f"data.source={source}: {file} corrupts {cfg.data.noise:.0%} of the labels on purpose; give data.noise=0 "
+            "with data of your own, or the share by which label repair is to be measured"
+        )
 
 
 def _to_object(merged: DictConfig) -> RunConfig:

@@ -75,9 +75,10 @@ def test_every_help_has_an_example(command, tmp_path):
         (["run", "--config", "micro", "policy.format=llama3.1"], ["nano/policy", "model_type qwen3", "fit qwen3"]),
         (["run", "--config", "micro", "policy.path=package:nothing_here/x.gguf"], ["nothing_here", "not installed"]),
         (
-            ["run", "--config", "micro", "data.source=/no/such/file.jsonl", "data.format=openai"],
+            ["run", "--config", "micro", "data.source=/no/such/file.jsonl", "data.format=openai", "data.noise=0"],
             ["/no/such/file.jsonl"],
         ),
+        (["run", "--config", "micro", "data.source=mine.jsonl"], ["corrupts 25% of the labels", "give data.noise=0"]),
         (["probe", "--data", "missing.jsonl", "--out", "out", "--config", "micro"], ["missing.jsonl"]),
         (["import", "missing.json", "--format", "openai", "--out", "out"], ["missing.json"]),
         (["publish", "nowhere", "--out", "out"], ["nowhere"]),
@@ -116,7 +117,13 @@ def test_a_mistake_is_one_line(args, words, tmp_path):
 def test_a_broken_data_file_names_the_line(tmp_path):
     (tmp_path / "seeds.jsonl").write_text('{"id": "a"}\n')
     result = looptool(
-        "run", "--config", "micro", f"data.source={tmp_path}/seeds.jsonl", f"run_dir={tmp_path}/run", cwd=tmp_path
+        "run",
+        "--config",
+        "micro",
+        f"data.source={tmp_path}/seeds.jsonl",
+        "data.noise=0",
+        f"run_dir={tmp_path}/run",
+        cwd=tmp_path,
     )
     assert_one_line(result, "seeds.jsonl:1")
 

@@ -119,6 +119,8 @@ def lock_owner(path: PathLike) -> Owner | None:
 class _FileLock(DirectoryLock):
     def __init__(self, folder: Path) -> None:
         file = folder / LOCK_NAME
+        if folder.is_file():
+            raise DataError(f"{folder}: this is a file; name a directory")
         with reported(file, "locked"):
             folder.mkdir(parents=True, exist_ok=True)
             self._descriptor: int | None = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

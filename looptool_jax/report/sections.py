@@ -46,11 +46,15 @@ def headline(run_dir: str, stages: Stages) -> str:
     noise = [metrics[key]["share"] for _, metrics in scores for key in ("noise_before", "noise_after")]
     if any(noise):
         known = scores[0][1]["noise_before"]
-        words = f"wrong labels where the truth is known; at first {known['wrong']:,} of {known['known']:,}"
-        items.append(Figure("Label noise", _change(noise[0], noise[-1]), words))
+        words = f"wrong labels, new samples left out; at first {known['wrong']:,} of {known['known']:,}"
+        items.append(Figure("Label noise of seeds", _change(noise[0], noise[-1]), words))
     if expansions := rounds_of(stages, "expand"):
         accepted, generated = (sum(m[key] for _, m in expansions) for key in ("accepted", "generated"))
-        items.append(Figure("New samples", f"{accepted:,}", f"accepted of {generated:,} written from errors"))
+        words = f"accepted of {generated:,} written from errors"
+        known = [m["expansion"] for _, m in scores if m.get("expansion", {}).get("valid") is not None]
+        if checked := sum(each["samples"] for each in known):
+            words += f"; {percent(sum(each['samples'] * each['valid'] for each in known) / checked)} of them valid"
+        items.append(Figure("New samples", f"{accepted:,}", words))
     trained = rounds_of(stages, "train")
     costs = Ledger(join(run_dir, "ledger.jsonl")).costs()
     if trained:

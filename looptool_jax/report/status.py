@@ -157,7 +157,7 @@ def _lines(status: dict[str, Any]) -> list[tuple[str, str]]:
     done = f"{status['stages_done']} of {status['stages']}" if status["stages"] else str(status["stages_done"])
     lines.append(("round", f"{status['round']}{of_all}, {done} stages done in {duration(status['seconds_so_far'])}"))
     if stage := status["stage"]:
-        lines.append(("stage", _stage_line(stage, status["stage_seconds_left"])))
+        lines.append(("stage", _stage_line(stage, status["stage_seconds_left"], status["heartbeat_age"] or 0.0)))
     if status["state"] in ("running", "quiet"):
         left = status["run_seconds_left"]
         whole = "not known before a round is done" if left is None else f"about {duration(left)} left"
@@ -168,7 +168,8 @@ def _lines(status: dict[str, Any]) -> list[tuple[str, str]]:
     if status["rewards"]:
         lines.append(("reward", _reward_line(status["rewards"])))
     lines.append(("disk", size(status["disk_bytes"])))
-    lines += [("memory", line) for line in _memory_lines(status["memory"])]
+    if status["state"] in ("running", "quiet"):
+        lines += [("memory", line) for line in _memory_lines(status["memory"])]
     now = time.time()
     for warning in status["warnings"]:
         lines.append(("warning", f"{duration(now - warning['time'])} ago: {warning['text']}"))
@@ -196,7 +197,7 @@ def _state_line(status: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _stage_line(stage: dict[str, Any], left: float | None) -> str:
+def _stage_line(stage: dict[str, Any], left: float | None, age: float) -> str:
     parts = [stage["name"]]
     if stage["total"]:
         parts.append(f"{stage['done']} of {stage['total']}")
@@ -204,7 +205,9 @@ def _stage_line(stage: dict[str, Any], left: float | None) -> str:
         parts.append(f"{stage['tokens'] / max(1e-9, stage['seconds']):,.0f} tokens/s")
     figures = stage["figures"].items()
     parts += [f"{name} {'not a finite number' if value is None else f'{value:.3f}'}" for name, value in figures]
-    parts.append(f"for {duration(stage['seconds'])}" + (f", about {duration(left)} left" if left is not None else ""))
+    parts.append(
+        f"for {duration(stage['seconds'] + age)}" + (f", about {duration(left)} left" if left is not None else "")
+    )
     return "  ".join(parts)
 
 

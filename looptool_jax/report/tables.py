@@ -148,7 +148,7 @@ def _repair(stages: dict[str, Any]) -> Table:
     columns = [
         "round", "wrong labels", "replaced", "precision", "recall", "repaired", "removed", "harm", "noise D_j → D_j+1",
     ]  # fmt: skip
-    note = "against the hidden truth; harm: right labels replaced by wrong ones"
+    note = "against the hidden truth; harm: right labels replaced by wrong ones; noise: of seeds, new samples left out"
     return Table("Label repair", columns, rows if any(row[1][0] != "0" for row in rows) else [], note)
 
 

@@ -113,10 +113,9 @@ def compare_runs(paths: Sequence[str]) -> Comparison:
     """
     groups = _groups([run for path in paths for run in _runs(path)])
     if len(groups) < 2:
-        raise SweepError(
-            f"{', '.join(paths)}: {len(groups[0].runs)} run(s) with the same settings but for the seed; give runs that "
-            "differ in settings"
-        )
+        runs = len(groups[0].runs)
+        what = "one run with results" if runs == 1 else f"{runs} runs with the same settings but for the seed"
+        raise SweepError(f"{', '.join(paths)}: {what}; give runs that differ in settings")
     differences = [_difference(groups[0], group) for group in groups[1:]]
     by_seeds = statistics.holm([one.seeds.p if one.seeds else None for one in differences])
     by_items = statistics.holm([one.items.p if one.items else None for one in differences])

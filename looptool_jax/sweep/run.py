@@ -8,6 +8,7 @@ from looptool_jax.data.store import exists, join, lock_directory
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.manifest import NAME as MANIFEST
 from looptool_jax.loop.runner import is_finished
+from looptool_jax.report.tables import Table
 from looptool_jax.sweep.figures import Figures, read_figures
 from looptool_jax.sweep.order import GridOrder, Order, Task
 from looptool_jax.sweep.search import FILE, SearchOrder
@@ -36,22 +37,26 @@ def run_sweep(
     def figures(trial: Trial) -> Figures:
         return read_figures(work.run_dir(trial))
 
+    def summary() -> Table:
+        found = order.trials if isinstance(order, SearchOrder) else trials
+        return write_summary(sweep, [_row(trial, work, order) for trial in found], out)
+
     name = "all" if shard == (1, 1) else f"{shard[0]}-of-{shard[1]}"
     with lock_directory(join(out, "locks", name)):
         keep_sweep(sweep, out)
+        console.say(f"looptool sweep: {sweep.name} in {out}, logs of trials in {join(out, 'logs')} (rerun to resume)")
         order: GridOrder | SearchOrder
+        if place.first:
+            work.on_end = summary
         if sweep.search:
             rounds = sweep.trial_config(trials[0], out).rounds
             order = SearchOrder(sweep, rounds, join(out, FILE), figures)
-            work.work(order)
-            trials = order.trials
         else:
             rounds = sweep.trial_config(trials[0], out).rounds if sweep.prune else 0
             order = GridOrder(trials[shard[0] - 1 :: shard[1]], rounds, sweep.prune, figures, join(out, STOPS))
-            work.work(order)
+        work.work(order)
         if place.first:
-            rows = [_row(trial, work, order) for trial in trials]
-            console.table(write_summary(sweep, rows, out).rich())
+            console.table(summary().rich())
             if isinstance(order, SearchOrder) and (best := order.best):
                 console.say(f"best: {best.trials[0].group}, {sweep.search.metric} {best.told['value']:.4g}")  # type: ignore[union-attr]
             console.say(f"{', '.join(FILES)} -> {out}")

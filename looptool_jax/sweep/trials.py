@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -75,13 +75,14 @@ class Stop:
 class Trials:
     """Runs the trials of a sweep in the folder `out`, at most `parallel` at a time.
 
-    failures: the last line of every trial that failed, by its name.
+    failures: the last line of every trial that failed, by its name. on_end: called behind every trial.
     """
 
     def __init__(self, sweep: Sweep, out: str, console: Console, parallel: int = 1, place: Place | None = None) -> None:
         self.sweep, self.out, self.console, self.parallel = sweep, out, console, parallel
         self.place = place or Place()
         self.failures: dict[str, str] = {}
+        self.on_end: Callable[[], object] = lambda: None
         self.stop = Stop()
         self._running: dict[_Process, Task] = {}
         self._configs: dict[Task, RunConfig] = {}
@@ -160,6 +161,7 @@ class Trials:
             else:
                 how = f"killed by {signal.Signals(-status).name}, after: " if status < 0 else ""
                 self._failed(task, order, process.label, f"{how}{last or f'status {status}, without a word'}")
+            self.on_end()
 
     def _failed(self, task: Task, order: Order, label: str, reason: str) -> None:
         self.failures[task.trial.name] = reason

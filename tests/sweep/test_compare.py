@@ -154,8 +154,8 @@ def test_an_item_that_two_seeds_hold_out_counts_once(tmp_path):
 
 def test_items_of_two_sources_are_not_paired_by_ids_that_are_alike(tmp_path):
     """Imported samples are named after format, file name and line, so two folders of data can give the same ids."""
-    a = make_run(tmp_path / "a", verdicts(10, 12), "data.source=a/messages.jsonl", items="a file")
-    b = make_run(tmp_path / "b", verdicts(10, 30), "data.source=b/messages.jsonl", items="another")
+    a = make_run(tmp_path / "a", verdicts(10, 12), "data.source=a/messages.jsonl", "data.noise=0", items="a file")
+    b = make_run(tmp_path / "b", verdicts(10, 30), "data.source=b/messages.jsonl", "data.noise=0", items="another")
     found = compare_runs([a, b])
     assert found.differences[0].items is None and "were asked different held-out items" in found.conclusions[0]
 
@@ -196,7 +196,7 @@ def test_a_sweeps_folder_is_its_trials(tmp_path):
 def test_pages_hold_text_as_text(tmp_path):
     rows = [[{**row, "category": HOSTILE} for row in part] for part in verdicts(10, 20)]
     a = make_run(tmp_path / "a", rows, "static=true")
-    b = make_run(tmp_path / "b", verdicts(10, 25), f"data.source={json.dumps(HOSTILE)}")
+    b = make_run(tmp_path / "b", verdicts(10, 25), f"data.source={json.dumps(HOSTILE)}", "data.noise=0.25")
     found = compare_runs([a, b])
     found.write(str(tmp_path / "out"))
     page = (tmp_path / "out/comparison.html").read_text()
@@ -215,7 +215,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path):
     a = make_run(tmp_path / "a", verdicts(10, 20), "seed=0")
     b = make_run(tmp_path / "b", verdicts(10, 20), "seed=1")
     for paths, words in (
-        ([a, b], "2 run\\(s\\) with the same settings but for the seed"),
+        ([a, b], "2 runs with the same settings but for the seed"),
         ([a, a], "given twice"),
         ([a, str(tmp_path / "gone")], "no finished stage of a run here"),
     ):
