@@ -181,6 +181,7 @@ def test_by_keyboard_alone(run_dir, watched):
         visited.append(where[2])
         if where[0].startswith("INPUT"):
             page.keyboard.type("please")
+            expect(page, "document.getElementById('count').textContent.includes(' of ')")  # the list is drawn anew
     assert "labels" in visited and "samples" in visited and visited[-1] == "configuration", "no trap"
     order = list(dict.fromkeys(filter(None, visited)))
     assert order == [
