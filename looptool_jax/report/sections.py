@@ -148,7 +148,7 @@ def _bars(title: str, costs: dict[str, Cost], of: Callable[[Cost], float]) -> st
 def _gain(run_dir: str, stages: Stages) -> Gain | None:
     """Difference in held-out accuracy between the last round and before training, with its paired 95 % interval."""
     rounds = [round_ for round_, _ in rounds_of(stages, "eval")]
-    if "eval-0" not in stages or not rounds:
+    if not stages.get("eval-0", {}).get("items") or not rounds:
         return None
     before, after = (
         {row["id"]: row["correct"] for row in read_jsonl(join(run_dir, folder, "results.jsonl"))}
@@ -175,7 +175,7 @@ def _accuracy_figures(stages: Stages, gain: Gain | None) -> list[Figure]:
 def _sentence(stages: Stages, gain: Gain | None) -> str:
     results = accuracies(stages)
     if gain is None:
-        if results:
+        if results and results[0][1]["items"]:
             before = percent(results[0][1]["accuracy"])
             return f"Held-out accuracy is {before} before training; no round has been evaluated yet."
         trained = rounds_of(stages, "train")

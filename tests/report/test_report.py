@@ -269,6 +269,20 @@ def test_nothing_held_out(tmp_path, monkeypatch):
     assert "Held-out accuracy" not in page.tables
 
 
+def test_held_out_items_that_are_all_too_long_are_none(tmp_path, run_dir):
+    """Prompts over the limit are left out, so nothing may be left of what was held out."""
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    stages = json.loads((run / "manifest.json").read_text())["stages"]
+    for name in ("eval-0", "round-1/eval", "round-2/eval"):
+        stages[name]["metrics"] |= {"items": 0, "accuracy": 0.0, "interval95": 0.0, "by_category": {}}
+        (run / name / "results.jsonl").write_text("")
+    (run / "seed/heldout.jsonl").write_text("")
+    (run / "manifest.json").write_text(json.dumps({"stages": stages}))
+    assert (
+        "Nothing is held out, so no accuracy is known; after 2 rounds" in Page(read_text(write_report(str(run)))).text
+    )
+
+
 def test_more_samples_than_a_page_holds(run_dir, monkeypatch):
     whole = parts_of(page_of(run_dir))
     try:
