@@ -252,7 +252,8 @@ def _changed(old: Sweep, new: Sweep) -> str:
         for key in sorted({*before, *after}):
             if key not in before or not set(before[key]) <= set(after.get(key, ())):
                 return key
-    if old.zipped and not set(zip(*old.zipped.values(), strict=True)) <= set(zip(*new.zipped.values(), strict=True)):
+    rows, more = (set(zip(*(sweep.zipped[key] for key in old.zipped), strict=True)) for sweep in (old, new))
+    if not rows <= more:
         return "zip"
     if bool(old.variants) != bool(new.variants):
         return "variants"

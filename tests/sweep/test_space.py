@@ -213,6 +213,11 @@ def test_more_may_be_added_to_a_sweep_and_nothing_else_changed(tmp_path):
     ):
         with pytest.raises(SweepError, match=words):
             keep_sweep(sweep(*changed), out)
+    zipped = str(tmp_path / "zipped")
+    keep_sweep(sweep("train.batch=zip(4,8)", "train.group=zip(2,4)"), zipped)
+    keep_sweep(sweep("train.group=zip(2,4,8)", "train.batch=zip(4,8,16)"), zipped)  # named in another order
+    with pytest.raises(SweepError, match="zip differs"):
+        keep_sweep(sweep("train.group=zip(4,2,8)", "train.batch=zip(4,8,16)"), zipped)
     searched = str(tmp_path / "searched")
     keep_sweep(sweep("train.group=int(2,8)", trials=3), searched)
     keep_sweep(sweep("train.group=int(2,8)", trials=5), searched)
