@@ -166,8 +166,8 @@ def read_samples(path: PathLike, name: str = "samples") -> Iterator[Sample]:
                 yield Sample.from_json(row)
             except RecordError as error:
                 foreign = isinstance(row, dict) and "id" not in row
-                remedy = "; records of other formats become samples by: looptool import" if foreign else ""
-                raise DataError(f"{file}:{number}: no sample: {error}{remedy}") from None
+                remedy = "; name another format's records by data.format=openai or the like, or: looptool import"
+                raise DataError(f"{file}:{number}: no sample: {error}{remedy if foreign else ''}") from None
 
 
 def shard_files(path: PathLike, name: str = "samples") -> list[str]:

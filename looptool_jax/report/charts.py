@@ -108,14 +108,16 @@ def interval_chart(
     series: Sequence[Dots],
     *,
     x_range: Interval | None = None,
+    zero: bool = False,
     form: Form = percent,
     note: str = "",
 ) -> str:
-    """A row for each name; in it a dot for each series, its interval as a line through it."""
+    """A row for each name; in it a dot for each series, its interval as a line through it. zero: is on the axis."""
     step, left = 13, 166
     block = step * len(series) + 12
     height = TOP + block * len(rows) + 26
     ends = _finite(v for one in series for v in [*one.values, *(end for ends in one.intervals if ends for end in ends)])
+    ends += [0.0] if zero else []
     ticks = _ticks(*(x_range or (min(ends, default=0.0), max(ends, default=1.0))))
     low, high = x_range or (ticks[0], ticks[-1])
 

@@ -10,6 +10,7 @@ from looptool_jax.loop.ledger import Cost, Ledger
 from looptool_jax.loop.metrics import kind
 from looptool_jax.report.charts import Dots, Line, Segment, bar_chart, interval_chart, line_chart, plain, stacked_bars
 from looptool_jax.report.page import Figure, figures, text
+from looptool_jax.report.status import read_status
 from looptool_jax.report.stories import Stages
 from looptool_jax.report.tables import accuracies, duration, percent, rounds_of
 
@@ -63,7 +64,10 @@ def headline(run_dir: str, stages: Stages) -> str:
     if costs:
         seconds, tokens = sum(cost.seconds for cost in costs.values()), sum(cost.tokens for cost in costs.values())
         items.append(Figure("Time", duration(seconds), f"{tokens:,} tokens of answers"))
-    return f'<p class="lead">{text(_sentence(stages, gain))}</p>{figures(items)}'
+    status = read_status(run_dir)
+    left = (status["stages"] or 0) > status["stages_done"]
+    rest = f" Not finished: {status['stages_done']} of {status['stages']} stages are done." if left else ""
+    return f'<p class="lead">{text(_sentence(stages, gain) + rest)}</p>{figures(items)}'
 
 
 def accuracy(stages: Stages) -> str:

@@ -373,7 +373,7 @@ def _chart(groups: Sequence[Group]) -> str:
     dots = charts.Dots("gain", [one.mean for one in found], ends)
     return charts.interval_chart(
         "Gain in held-out accuracy over before", [group.name for group in groups], [dots],
-        form=lambda value: f"{100 * value:+.1f}", note="in points; 95 % over seeds, where there are several",
+        zero=True, form=lambda value: f"{100 * value:+.1f}", note="in points; 95 % over seeds, where there are several",
     )  # fmt: skip
 
 

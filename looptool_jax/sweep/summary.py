@@ -148,12 +148,15 @@ def _charts(rows: Sequence[Row]) -> str:
     drawn = charts.interval_chart(
         "Held-out accuracy after the last round", list(groups), [_dots("after", groups)], note="95 % over seeds"
     ) + charts.interval_chart(
-        "Gain over before", list(groups), [_dots("gain", groups)], form=lambda v: f"{100 * v:+.1f}", note="in points"
+        "Gain over before", list(groups), [_dots("gain", groups)], zero=True, form=lambda v: f"{100 * v:+.1f}",
+        note="in points",
     )  # fmt: skip
     if 1 <= len(groups) <= charts.SERIES:
+        lines = [_line(group, ended) for group, ended in groups.items()]
+        rounds = sorted({round_ for line in lines for round_ in line.x})
         drawn += charts.line_chart(
-            "Held-out accuracy round by round", [_line(group, ended) for group, ended in groups.items()],
-            x_label="round", form=percent, note="means over seeds",
+            "Held-out accuracy round by round", lines, x_label="round", x_ticks=[(at, f"{at:.0f}") for at in rounds],
+            form=percent, note="means over seeds",
         )  # fmt: skip
     return f'<div class="charts">{drawn}</div>'
 

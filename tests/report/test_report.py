@@ -253,6 +253,8 @@ def test_a_round_that_is_trained_and_not_evaluated_has_no_accuracy_yet(tmp_path,
         (part / "manifest.json").write_text(json.dumps({"stages": {name: stages[name] for name in done}}))
         text = Page(read_text(write_report(str(part)))).text
         assert words in text and "Nothing is held out" not in text
+        assert f"Not finished: {len(done)} of {len(stages)} stages are done." in text
+    assert "Not finished" not in read_text(write_report(run_dir))
 
 
 def test_a_set_that_is_smaller_than_the_first_leaves_the_first_as_it_is(tmp_path, monkeypatch):

@@ -132,7 +132,7 @@ def write_import(result: ImportResult, out_dir: PathLike, shard_size: int = 4096
     shards = write_samples(out_dir, result.samples, shard_size)
     file = join(out_dir, REJECTED_NAME)
     digest = write_jsonl(file, (rejection.to_json() for rejection in result.rejected))
-    print(result.summary())
+    print(f"{result.summary()}\nsamples -> {out_dir}" + (f", reasons -> {file}" if result.rejected else ""))
     return [*shards, Shard(file, digest, len(result.rejected))]
 
 
