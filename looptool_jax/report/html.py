@@ -13,7 +13,7 @@ from looptool_jax.report.cards import browser, expansion_cards, repair_cards
 from looptool_jax.report.page import Section, page, resource, table, text
 from looptool_jax.report.payload import samples_markup
 from looptool_jax.report.stories import read_stories
-from looptool_jax.report.tables import Table, rounds_of, run_tables
+from looptool_jax.report.tables import Table, rounds_of, run_tables, which_run
 
 NAME = "report.html"
 MOST_SAMPLES = 20_000  # that a page holds
@@ -27,7 +27,7 @@ def write_report(run_dir: str) -> str:
     """
     stages = {name: entry["metrics"] for name, entry in Manifest(run_dir).stages.items()}
     if not stages:
-        raise DataError(f"{run_dir}: no finished stage of a run here; give the directory of a run")
+        raise DataError(f"{run_dir}: no finished stage of a run here; {which_run(run_dir)}")
     stories = read_stories(run_dir, stages, MOST_SAMPLES, MOST_BYTES)
     tables = {content.title: content for content in run_tables(run_dir)}
     parts = [

@@ -19,7 +19,7 @@ from looptool_jax.loop.console import HEARTBEAT, shown
 from looptool_jax.loop.ledger import Cost, Ledger
 from looptool_jax.loop.manifest import Manifest
 from looptool_jax.loop.metrics import kind
-from looptool_jax.report.tables import accuracies, duration, percent
+from looptool_jax.report.tables import accuracies, duration, percent, which_run
 
 KEYS = ("state", "moved", "run", "stage", "rewards", "memory", "warnings", "error")  # of a heartbeat
 QUIET = 600.0  # seconds without progress after which a run is called quiet
@@ -29,7 +29,7 @@ STEPS = 20  # of training, whose rewards are compared
 def read_status(run_dir: str) -> dict[str, Any]:
     """The status of a run as JSON; times are seconds. Raises DataError where `run_dir` holds no run."""
     if not any(exists(join(run_dir, name)) for name in ("config.yaml", "manifest.json", HEARTBEAT)):
-        raise DataError(f"{run_dir}: holds no run; give the directory of one")
+        raise DataError(f"{run_dir}: holds no run; {which_run(run_dir)}")
     manifest = Manifest(run_dir)
     beat, note = _heartbeat(join(run_dir, HEARTBEAT))
     owner = lock_owner(run_dir)

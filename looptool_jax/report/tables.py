@@ -11,7 +11,7 @@ import rich.table
 from rich.text import Text
 
 from looptool_jax.data.contamination import KINDS
-from looptool_jax.data.store import join
+from looptool_jax.data.store import exists, join
 from looptool_jax.evaluation.statistics import wilson
 from looptool_jax.loop.console import shown
 from looptool_jax.loop.environment import NAME as ENVIRONMENT
@@ -54,6 +54,12 @@ def run_tables(run_dir: str) -> list[Table]:
     tables = [_accuracy(stages), _training(stages), _composition(stages), _judging(stages), _repair(stages)]
     tables += [_expansion(stages), _contamination(stages), _cost(run_dir)]
     return [table for table in tables if table.rows]
+
+
+def which_run(path: str) -> str:
+    """What to give where `path` holds no run."""
+    sweep = exists(join(path, "sweep.yaml"))
+    return f"it is a sweep's; give one of its trials, in {join(path, 'trials')}" if sweep else "give a run's directory"
 
 
 def rounds_of(stages: dict[str, Any], stage: str) -> list[tuple[int, dict[str, Any]]]:

@@ -312,6 +312,10 @@ def test_fewer_large_samples_than_small_ones(run_dir, monkeypatch):
 
 
 def test_a_directory_without_a_run_gets_no_report(tmp_path):
+    (tmp_path / "swept").mkdir()
+    (tmp_path / "swept/sweep.yaml").write_text("config: micro")
+    with pytest.raises(DataError, match=r"it is a sweep's; give one of its trials, in .*/swept/trials"):
+        write_report(f"{tmp_path}/swept")
     with pytest.raises(DataError, match="no finished stage of a run here"):
         write_report(str(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()

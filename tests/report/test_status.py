@@ -200,7 +200,7 @@ def test_folders_without_a_heartbeat_or_without_a_run(tmp_path):
     assert read_status(half)["rewards"] == [[1, 0.25], [2, 0.75]]
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "nowhere"):
-        with pytest.raises(DataError, match="holds no run; give the directory of one"):
+        with pytest.raises(DataError, match="holds no run; give a run's directory"):
             read_status(str(tmp_path / folder))
 
 
