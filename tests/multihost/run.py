@@ -2,11 +2,12 @@
 
 WRITES=FILE   every file this process writes, makes, renames or removes under RUN_DIR goes into FILE, a line each
 TERMINATE=N   SIGTERM to itself at its N-th commit
-INTERRUPT=N   SIGTERM to itself in the first decoding behind its N-th commit
+INTERRUPT=N   SIGTERM to itself in the first decoding behind its N-th training step
 KILL=N        SIGKILL at its N-th commit to the processes whose ids lie in PIDS, itself last
 PIDS=FOLDER   where the processes leave their ids
 """
 
+import itertools
 import os
 import signal
 import sys
@@ -34,23 +35,39 @@ def record_writes(file: str, run_dir: str) -> None:
     sys.addaudithook(audit)
 
 
+def behind(real, act):
+    """`real`, with `act` called on what it was called with, behind it."""
+
+    def call(*args, **kwargs):
+        result = real(*args, **kwargs)
+        act(*args)
+        return result
+
+    return call
+
+
+def at(number: int, act, counts=lambda *args: True):
+    """Calls `act` at the call of that number of those that count."""
+    numbers = itertools.count(1)
+
+    def call(*args) -> None:
+        if counts(*args) and next(numbers) == number:
+            act()
+
+    return call
+
+
 def at_commit(number: int, act) -> None:
-    """Calls `act` behind the commit of that number: a chunk, a training step or a checkpoint."""
-    count = 0
+    """Calls `act` behind the commit of that number: an append to a progress file, or a checkpoint."""
+    count = at(number, act)
+    Progress.append = behind(Progress.append, count)  # type: ignore[method-assign]
+    checkpoint.save = behind(checkpoint.save, count)
 
-    def counted(real):
-        def commit(*args, **kwargs):
-            nonlocal count
-            result = real(*args, **kwargs)
-            count += 1
-            if count == number:
-                act()
-            return result
 
-        return commit
-
-    Progress.append = counted(Progress.append)  # type: ignore[method-assign]
-    checkpoint.save = counted(checkpoint.save)
+def at_step(number: int, act) -> None:
+    """Calls `act` behind the training step of that number."""
+    count = at(number, act, lambda progress, row: progress.path.endswith("/train/progress.jsonl"))
+    Progress.append = behind(Progress.append, count)  # type: ignore[method-assign]
 
 
 def terminate() -> None:
@@ -83,7 +100,7 @@ if "PIDS" in os.environ:
 if "TERMINATE" in os.environ:
     at_commit(int(os.environ["TERMINATE"]), terminate)
 if "INTERRUPT" in os.environ:
-    at_commit(int(os.environ["INTERRUPT"]), terminate_in_decoding)
+    at_step(int(os.environ["INTERRUPT"]), terminate_in_decoding)
 if "KILL" in os.environ:
     at_commit(int(os.environ["KILL"]), kill)
 main()

@@ -141,7 +141,7 @@ def test_preempted_killed_and_resumed(processes, base, undisturbed):
 def test_preempted_in_the_middle_of_a_rollout(processes, base, one):
     """The step before is saved though no checkpoint was due; only the rollout is made again."""
     run_dir = base / "interrupted"
-    (result,) = wait(start(processes, run_dir, 1, 4, *SHORT, env={0: {"INTERRUPT": "3"}}))
+    (result,) = wait(start(processes, run_dir, 1, 4, *SHORT, env={0: {"INTERRUPT": "1"}}))
     assert result.code == 0 and result.err.count(PREEMPTED) == 1, result
     stage = run_dir / "round-1/train"
     assert [folder.name for folder in (stage / "checkpoints").iterdir()] == ["step_00000001"]
