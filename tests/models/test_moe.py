@@ -101,9 +101,7 @@ def test_int8_experts_on_a_mesh():
 
 def test_experts_have_no_adapters():
     cfg = PRESETS["Qwen/Qwen3-30B-A3B"]
-    with pytest.raises(
-        ModelError, match=r"lora\.targets: experts have no adapters; gate is none of q, k, v, o$"
-    ):
+    with pytest.raises(ModelError, match=r"lora\.targets: experts have no adapters; gate is none of q, k, v, o$"):
         init_adapters(cfg, LoraConfig(), jax.random.key(0))
     adapters = jax.eval_shape(lambda: init_adapters(cfg, LoraConfig(targets=("q", "o")), jax.random.key(0)))
     assert adapters["o"]["a"].shape == (48, 32, 128, 16)
