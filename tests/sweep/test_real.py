@@ -148,4 +148,4 @@ def test_a_sweep_in_a_bucket(bucket):
     assert [row["status"] for row in rows] == ["finished"] * 2 and all(row["accuracy_1"] for row in rows)
     assert "round-1/eval: started" in read_text(f"{bucket}/sweep/logs/{rows[0]['trial']}.log")
     done = CliRunner().invoke(app, ["compare", f"{bucket}/sweep"])
-    assert "2 run(s) with the same settings but for the seed" in str(done.exception)
+    assert "2 runs with the same settings but for the seed" in str(done.exception)
