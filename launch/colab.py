@@ -26,6 +26,7 @@
 # %%
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import urllib.error
@@ -50,7 +51,8 @@ RUNS = "runs"
 
 def sh(command):
     """Run a command, show its lines as they come, and stop here if it fails."""
-    with subprocess.Popen(command, shell=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    words = shlex.split(command)
+    with subprocess.Popen(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         for line in process.stdout:
             print(line, end="")
     if process.returncode:
@@ -65,7 +67,7 @@ if shutil.which("looptool") is None and not (environment / "bin/looptool").exist
     sh(f"uv venv --quiet --clear --python 3.12 {environment}")
     sh(f"uv pip install --quiet --python {environment}/bin/python 'looptool-jax[tpu] @ git+{REPOSITORY}'")
 os.environ["PATH"] += f":{environment}/bin"
-sh("looptool --help | head -4")
+sh("looptool --help")
 
 # %% [markdown]
 # ## Which machine is this?
