@@ -53,7 +53,7 @@ def publish(
     """
     from looptool_jax.data.publish import publish as publish_rounds
     from looptool_jax.data.store import DataError, exists, join
-    from looptool_jax.loop.runner import data_file
+    from looptool_jax.loop.manifest import data_file
 
     rounds: dict[int, str] = {}
     while exists(path := join(run_dir, data_file(len(rounds) + 1))):

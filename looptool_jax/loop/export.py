@@ -11,9 +11,8 @@ import jax.numpy as jnp
 
 from looptool_jax.data.store import join
 from looptool_jax.loop.manifest import NAME as MANIFEST
-from looptool_jax.loop.manifest import Manifest
+from looptool_jax.loop.manifest import Manifest, policy_folder
 from looptool_jax.loop.pool import locate, locate_base
-from looptool_jax.loop.runner import policy_folder
 from looptool_jax.models import hf, lora, storage
 from looptool_jax.models.config import DecoderConfig, ModelError
 from looptool_jax.models.decoder import Params

@@ -1,6 +1,7 @@
 """The manifest of a run: which stages are done, what they read and wrote (by hash), and their metrics.
 
-It holds nothing that differs between an undisturbed run and one that was killed and resumed.
+It holds nothing that differs between an undisturbed run and one that was killed and resumed. What several rooms read
+of a round has its place named here.
 """
 
 from __future__ import annotations
@@ -61,3 +62,18 @@ class Manifest:
     def _files(self, path: str) -> list[str]:
         """The path itself, or what lies below it."""
         return [join(path, name) for name in list_tree(join(self.run_dir, path))] or [path]
+
+
+def data_file(round_: int) -> str:
+    """D_j, relative to the run directory."""
+    return f"round-{round_}/data.jsonl"
+
+
+def eval_folder(round_: int) -> str:
+    """The evaluation after round `round_` (0: before the first), relative to the run directory."""
+    return f"round-{round_}/eval" if round_ else "eval-0"
+
+
+def policy_folder(round_: int) -> str:
+    """The weights that round `round_` trained, relative to the run directory."""
+    return f"round-{round_}/train/policy"

@@ -41,7 +41,7 @@ from looptool_jax.loop.expand import expand
 from looptool_jax.loop.heartbeat import beating
 from looptool_jax.loop.judge import ErrorSeed, judge
 from looptool_jax.loop.ledger import Ledger
-from looptool_jax.loop.manifest import Manifest
+from looptool_jax.loop.manifest import Manifest, data_file, eval_folder, policy_folder
 from looptool_jax.loop.metrics import kind, stage_metrics, training_steps
 from looptool_jax.loop.pool import ModelPool
 from looptool_jax.loop.probe import Probe, probe
@@ -423,21 +423,6 @@ def is_finished(cfg: RunConfig) -> bool:
     """Whether the run of this configuration has ended, by its manifest; touches no device."""
     manifest = Manifest(cfg.run_dir)
     return all(manifest.done(stage.name) for stage in Runner(cfg, Console(quiet=True)).stages())
-
-
-def data_file(round_: int) -> str:
-    """D_j, relative to the run directory."""
-    return f"round-{round_}/data.jsonl"
-
-
-def eval_folder(round_: int) -> str:
-    """The evaluation after round `round_` (0: before the first), relative to the run directory."""
-    return f"round-{round_}/eval" if round_ else "eval-0"
-
-
-def policy_folder(round_: int) -> str:
-    """The weights that round `round_` trained, relative to the run directory."""
-    return f"round-{round_}/train/policy"
 
 
 def headline(metrics: Metrics) -> str:

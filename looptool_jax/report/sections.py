@@ -12,7 +12,7 @@ from looptool_jax.report.charts import Dots, Line, Segment, bar_chart, interval_
 from looptool_jax.report.page import Figure, figures, text
 from looptool_jax.report.status import read_status
 from looptool_jax.report.stories import Stages
-from looptool_jax.report.tables import accuracies, duration, percent, rounds_of
+from looptool_jax.report.tables import accuracies, duration, percent, rounds_of, verdicts
 
 Gain = tuple[float, float, float]
 """A difference of accuracies, and the ends of its interval."""
@@ -154,11 +154,7 @@ def _gain(run_dir: str, stages: Stages) -> Gain | None:
     rounds = [round_ for round_, _ in rounds_of(stages, "eval")]
     if not stages.get("eval-0", {}).get("items") or not rounds:
         return None
-    before, after = (
-        {row["id"]: row["correct"] for row in read_jsonl(join(run_dir, folder, "results.jsonl"))}
-        for folder in ("eval-0", f"round-{rounds[-1]}/eval")
-    )
-    found = paired_answers(before, after)
+    found = paired_answers(verdicts(run_dir, 0), verdicts(run_dir, rounds[-1]))
     assert found.low is not None and found.high is not None
     return found.mean, found.low, found.high
 

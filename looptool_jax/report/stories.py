@@ -11,6 +11,7 @@ from typing import Any
 
 from looptool_jax.data.store import DataError, dump_json, join, read_jsonl, read_samples
 from looptool_jax.evaluation.repair import Labels, is_right, true_labels
+from looptool_jax.loop.manifest import data_file, eval_folder
 from looptool_jax.report.tables import rounds_of
 from looptool_jax.toolcall import Message, Sample, Target, Tool
 from looptool_jax.world import validate
@@ -116,7 +117,7 @@ def read_stories(run_dir: str, stages: Stages, most: int, most_bytes: int) -> St
     told = {id_: Story(id_, "") for id_ in list(order)[:most]}
     _read_heldout(run_dir, stages, told)
     for round_ in _data_rounds(stages):
-        for sample in read_samples(join(run_dir, f"round-{round_}/data.jsonl")):
+        for sample in read_samples(join(run_dir, data_file(round_))):
             if story := told.get(sample.id):
                 _fill(story, sample)
                 story.entries.append(Entry(round_, sample.origin.kind, sample.target))
@@ -147,13 +148,13 @@ def _data_rounds(stages: Stages) -> list[int]:
 
 def _evaluations(stages: Stages) -> dict[int, str]:
     """The folders of the evaluations, by the round behind which they come (0: before the first)."""
-    after = {round_: f"round-{round_}/eval" for round_, _ in rounds_of(stages, "eval")}
-    return ({0: "eval-0"} if "eval-0" in stages else {}) | after
+    rounds = [0] * ("eval-0" in stages) + [round_ for round_, _ in rounds_of(stages, "eval")]
+    return {round_: eval_folder(round_) for round_ in rounds}
 
 
 def _usual_bytes(run_dir: str, stages: Stages) -> int:
     """Of the JSON of a sample, a mean over the first of D_1."""
-    rows = islice(read_jsonl(join(run_dir, "round-1/data.jsonl")), 200) if "seed" in stages else ()
+    rows = islice(read_jsonl(join(run_dir, data_file(1))), 200) if "seed" in stages else ()
     sizes = [len(dump_json(row)) for row in rows]
     return sum(sizes) // len(sizes) if sizes else 1
 
@@ -164,7 +165,7 @@ def _order(run_dir: str, stages: Stages) -> dict[str, None]:
     files += [f"round-{round_}/expand/expanded.jsonl" for round_, _ in rounds_of(stages, "expand")]
     files += [f"{folder}/results.jsonl" for folder in list(_evaluations(stages).values())[:1]]
     probed = {round_ for round_, _ in rounds_of(stages, "probe")}  # their probes name the same samples, and are shorter
-    files += [f"round-{n}/{'probe/probes' if n in probed else 'data'}.jsonl" for n in _data_rounds(stages)]
+    files += [f"round-{n}/probe/probes.jsonl" if n in probed else data_file(n) for n in _data_rounds(stages)]
     files += [f"round-{round_}/expand/rejected.jsonl" for round_, _ in rounds_of(stages, "expand")]
     return dict.fromkeys(row["id"] for file in files for row in read_jsonl(join(run_dir, file)))
 
@@ -242,4 +243,4 @@ def _label_in(story: Story, round_: int) -> Target:
     for entry in story.entries:
         if entry.round == round_:
             return entry.label
-    raise DataError(f"{story.id}: probed or judged in round {round_}, but not in round-{round_}/data.jsonl")
+    raise DataError(f"{story.id}: probed or judged in round {round_}, but not in {data_file(round_)}")

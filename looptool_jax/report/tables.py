@@ -11,13 +11,13 @@ import rich.table
 from rich.text import Text
 
 from looptool_jax.data.contamination import KINDS
-from looptool_jax.data.store import exists, join
+from looptool_jax.data.store import exists, join, read_jsonl
 from looptool_jax.evaluation.statistics import wilson
 from looptool_jax.loop.console import shown
 from looptool_jax.loop.environment import NAME as ENVIRONMENT
 from looptool_jax.loop.environment import environments
 from looptool_jax.loop.ledger import Cost, Ledger
-from looptool_jax.loop.manifest import Manifest
+from looptool_jax.loop.manifest import Manifest, eval_folder
 from looptool_jax.loop.metrics import kind
 
 
@@ -75,6 +75,11 @@ def accuracies(stages: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Held-out results in order: before training, then after each round."""
     before = [("before", stages["eval-0"])] if "eval-0" in stages else []
     return before + [(f"round {round_}", metrics) for round_, metrics in rounds_of(stages, "eval")]
+
+
+def verdicts(run_dir: str, round_: int) -> dict[str, bool]:
+    """Whether each held-out item was answered rightly after a round (0: before the first), by the item's id."""
+    return {row["id"]: row["correct"] for row in read_jsonl(join(run_dir, eval_folder(round_), "results.jsonl"))}
 
 
 def _accuracy(stages: dict[str, Any]) -> Table:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from looptool_jax.data.store import join, read_jsonl
+from looptool_jax.data.store import join
 from looptool_jax.loop.ledger import Ledger
 from looptool_jax.loop.manifest import Manifest
-from looptool_jax.loop.runner import eval_folder
-from looptool_jax.report.tables import rounds_of
+from looptool_jax.report.tables import rounds_of, verdicts
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,7 @@ class Figures:
 
     def verdicts(self, round_: int) -> dict[str, bool]:
         """Whether each held-out item was answered rightly after a round, by the item's id."""
-        return {
-            row["id"]: row["correct"] for row in read_jsonl(join(self.run_dir, eval_folder(round_), "results.jsonl"))
-        }
+        return verdicts(self.run_dir, round_)
 
 
 def read_figures(run_dir: str) -> Figures:
