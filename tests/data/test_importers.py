@@ -465,6 +465,7 @@ def test_write_import_round_trip(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "4 records read, 2 kept (2 samples), 2 rejected" in printed
     assert "1  empty assistant turn" in printed
+    assert printed.endswith(f"samples -> {tmp_path / 'out'}, reasons -> {tmp_path / 'out/rejected.jsonl'}\n")
 
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data"

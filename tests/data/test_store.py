@@ -292,6 +292,10 @@ def test_lock_keeps_a_second_run_out(tmp_path, bucket):
         lock_directory(path).release()
     with pytest.raises(DataError, match="local directory or on gs://"):
         lock_directory("memory://bucket/run")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match="file: this is a file; name a directory"):
+        lock_directory(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_lock_ends_with_its_process_and_leftovers_are_removed(tmp_path):

@@ -100,6 +100,20 @@ def joined(parts: dict, kind: str) -> list:
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
+def test_the_first_figures_say_what_they_leave_out(run_dir):
+    stages = {
+        name: entry["metrics"]
+        for name, entry in json.loads(Path(run_dir, "manifest.json").read_text())["stages"].items()
+    }
+    found = [stages[f"round-{number}/score"]["expansion"] for number in (1, 2)]
+    accepted, valid = (
+        sum(values) for values in zip(*((f["samples"], f["samples"] * f["valid"]) for f in found), strict=True)
+    )
+    page = page_of(run_dir)
+    assert accepted and f"; {100 * valid / accepted:.1f} % of them valid" in page.text
+    assert "Label noise of seeds" in page.text and "new samples left out" in page.text
+
+
 def test_every_table_of_the_terminal_is_in_the_page_as_it_is(run_dir):
     page = page_of(run_dir)
     tables = run_tables(run_dir)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -183,6 +184,20 @@ def test_a_run_in_which_nothing_moves(tmp_path):
     with lock_directory(run_dir):
         text = shown(run_dir)
     assert "nothing has moved for long" in text and "last progress 50 min" in text
+
+
+def test_a_stage_is_as_old_as_it_is_and_memory_that_of_a_process_that_lives(tmp_path):
+    run_dir, console = a_run(str(tmp_path)), Console(quiet=True)
+    with lock_directory(run_dir):
+        with beating(console, run_dir, PLAN), console.stage("round-2/train"):
+            console._started -= 5
+            console.expect(40)
+        path = tmp_path / "status.json"
+        beat = json.loads(path.read_text()) | {"state": "running", "moved": time.time() - 100}
+        path.write_text(json.dumps(beat))
+        text = shown(run_dir)
+        assert re.search(r"round-2/train  0 of 40  for 1 min 4[5-9] s", text) and "host: the process" in text
+    assert "host: the process" not in shown(run_dir)
 
 
 def test_a_run_of_another_machine_on_a_shared_disk(tmp_path, monkeypatch):

@@ -135,6 +135,7 @@ def test_a_sweep_killed_with_its_trials_goes_on_and_ends_as_if_undisturbed(playe
     no_devices = {**os.environ, "JAX_PLATFORMS": "none"}  # those are the trials'
     killed = subprocess.run(command, start_new_session=True, capture_output=True, env=no_devices)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [row["status"] for row in results("killed").values()] == ["finished", "waiting", "waiting"]
     done = files("killed/trials/base,seed=0")
     plan({})
     assert not played("seed=range(3)", out="killed").failures and not played("seed=range(3)").failures
