@@ -91,7 +91,7 @@ def _accuracy(stages: dict[str, Any]) -> Table:
     items = results[0][1]["items"] if results else 0
     return Table(
         "Held-out accuracy", ["category", *(label for label, _ in results)], rows if results else [],
-        f"{items} items; greedy answers, strict matcher; ± is the 95 % interval, of categories Wilson's",
+        f"{items:,} items; greedy answers, strict matcher; ± is the 95 % interval, of categories Wilson's",
     )  # fmt: skip
 
 
