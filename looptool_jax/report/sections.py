@@ -32,7 +32,11 @@ CURVES: tuple[tuple[str, Sequence[tuple[str, str]], str], ...] = (
     ("Answer tokens", [("answer_tokens", "tokens")], "of all rollouts of a step"),
     ("Entropy", [("entropy", "entropy")], "mean of −log p over the answer tokens, in nats: an estimate"),
     ("Gradient norm", [("grad_norm", "norm")], "before clipping"),
-    ("Clipped tokens", [("clip_fraction", "ratio"), ("dual_clip_fraction", "dual clip")], "share of the answer tokens; 0 where a batch has one update, as its ratio is 1"),
+    (
+        "Clipped tokens",
+        [("clip_fraction", "ratio"), ("dual_clip_fraction", "dual clip")],
+        "share of the answer tokens; 0 where a batch has one update, as its ratio is 1",
+    ),
     ("Loss", [("loss", "loss")], ""),
 )
 SHARES = ("Reward", "Groups without signal", "Answers cut off", "Clipped tokens")
