@@ -22,8 +22,11 @@ class ComposeConfig:
     """How D_{j+1} is filled.
 
     shares: one row [error, expanded, high_ppl, seed_new] for each composed set; the last row serves all later ones.
-    high_ppl: "top" (highest perplexity first), "quantile" or "absolute" (only at or above `high_ppl_threshold`, a
-        share of the mastered samples or a perplexity, highest first), or "random" (the paper's ablation: random
+    errors: "share" (as many error seeds as their share) or "all" (every one, as Eq. 5 has it; the other parts divide
+        what is left in the ratio of their shares). The two are the same where the policy fails as often as the paper's.
+    high_ppl: which mastered samples are the hard ones. "top" (highest perplexity first), "quantile" or "absolute" (only
+        at or above `high_ppl_threshold`, a share of the mastered samples or a perplexity, highest first), "pass_rate"
+        (those first that the fewest rollouts of the round answered rightly), or "random" (the paper's ablation: random
         mastered samples). The paper gives no rule.
     high_ppl_threshold: of "quantile", from 0 to below 1, or of "absolute", at least 1.
     both_correct: "high_ppl" (section 4.3: may enter as high-perplexity samples) or "discard" (Algorithm 1).
@@ -32,13 +35,15 @@ class ComposeConfig:
     """
 
     shares: list[list[float]] = field(default_factory=lambda: [list(row) for row in PAPER_SHARES])
+    errors: str = "share"
     high_ppl: str = "top"
     high_ppl_threshold: float = 0.5
     both_correct: str = "high_ppl"
     expanded_part: str = "expand"
 
     def __post_init__(self) -> None:
-        _check("compose.high_ppl", self.high_ppl, ("top", "quantile", "absolute", "random"))
+        _check("compose.errors", self.errors, ("share", "all"))
+        _check("compose.high_ppl", self.high_ppl, ("top", "quantile", "absolute", "pass_rate", "random"))
         _check("compose.both_correct", self.both_correct, ("high_ppl", "discard"))
         _check("compose.expanded_part", self.expanded_part, ("expand", "drop", "high_ppl", "repeat_errors"))
         for row in self.shares:
@@ -55,10 +60,12 @@ class ComposeConfig:
 
 @dataclass(frozen=True)
 class Mastered:
-    """A correctly answered sample with the perplexity of its answer (Eq. 3)."""
+    """A correctly answered sample with the perplexity of its answer (Eq. 3), and the share of the round's rollouts that
+    answered it rightly."""
 
     sample: Sample
     perplexity: float
+    pass_rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -87,13 +94,17 @@ class Composition:
     parts: list[Part]
 
 
-def part_sizes(size: int, round_: int, cfg: ComposeConfig) -> dict[str, int]:
-    """Wanted size of each part of D_{round_+1}; rounding goes to the high-perplexity part, the paper's filler.
+def part_sizes(size: int, round_: int, cfg: ComposeConfig, errors: int) -> dict[str, int]:
+    """Wanted size of each part of D_{round_+1} with so many error seeds at hand; rounding goes to the high-perplexity
+    part, the paper's filler.
 
     Where that part is too small to be rounded down, the largest one is.
     """
-    row = cfg.shares[min(round_ - 1, len(cfg.shares) - 1)]
-    sizes = dict(zip(PARTS, (round(size * share) for share in row), strict=True))
+    row = dict(zip(PARTS, cfg.shares[min(round_ - 1, len(cfg.shares) - 1)], strict=True))
+    if cfg.errors == "all" and (others := sum(row.values()) - row["error"]) > 0:
+        own = min(1.0, errors / size)
+        row = {part: share * (1 - own) / others for part, share in row.items()} | {"error": own}
+    sizes = {part: round(size * share) for part, share in row.items()}
     sizes["high_ppl"] += size - sum(sizes.values())
     if sizes["high_ppl"] < 0:
         sizes[max(sizes, key=lambda part: sizes[part])] += sizes["high_ppl"]
@@ -105,7 +116,7 @@ def seeds_to_expand(errors: Sequence[Sample], size: int, seed: int, round_: int,
     """The error seeds to expand: as many as D_{round_+1} takes, of those whose label is a call (no others are
     expanded), in the order in which the composition takes them."""
     calls = [sample for sample in _shuffled(errors, "errors", seed, round_) if sample.target.is_call]
-    return calls[: part_sizes(size, round_, cfg)["error"]]
+    return calls[: part_sizes(size, round_, cfg, len(errors))["error"]]
 
 
 def compose(
@@ -125,7 +136,7 @@ def compose(
     errors: error seeds with their (possibly repaired) label and an `error` origin. untrained: seeds never
     trained on, in the order in which they are to be used.
     """
-    sizes = part_sizes(size, round_, cfg)
+    sizes = part_sizes(size, round_, cfg, len(errors))
     eligible = _high_ppl(mastered, seed, round_, cfg)
     ranked = [item.sample.moved(_origin("high_ppl", round_, item)) for item in eligible]
     chosen = {sample.id for sample in ranked}
@@ -182,6 +193,8 @@ def compose_static(
 def _high_ppl(mastered: Sequence[Mastered], seed: int, round_: int, cfg: ComposeConfig) -> list[Mastered]:
     if cfg.high_ppl == "random":
         return _shuffled(mastered, "random-mastered", seed, round_)
+    if cfg.high_ppl == "pass_rate":
+        return sorted(mastered, key=lambda item: (item.pass_rate, -item.perplexity, item.sample.id))
     ranked = sorted(mastered, key=lambda item: (-item.perplexity, item.sample.id))
     if cfg.high_ppl == "quantile":
         return ranked[: round(len(ranked) * (1.0 - cfg.high_ppl_threshold))]

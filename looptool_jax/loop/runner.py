@@ -48,7 +48,7 @@ from looptool_jax.loop.probe import Probe, probe
 from looptool_jax.loop.run_config import RunConfig, flat
 from looptool_jax.loop.synthesize import synthesize
 from looptool_jax.loop.tracking import tracked
-from looptool_jax.loop.train import train
+from looptool_jax.loop.train import PASSED, pass_rates, train
 from looptool_jax.loop.warmup import sft_warmup
 from looptool_jax.models.config import ModelError
 from looptool_jax.models.hf import save_pretrained
@@ -258,7 +258,7 @@ class Runner:
             )  # fmt: skip
 
         inputs = (data_file(round_), *self._policy_input(round_ - 1))
-        return Stage(folder, inputs, (f"{folder}/steps.jsonl", f"{folder}/policy"), work)
+        return Stage(folder, inputs, (f"{folder}/steps.jsonl", f"{folder}/{PASSED}", f"{folder}/policy"), work)
 
     def _loop_stages(self, round_: int) -> list[Stage]:
         here, data = f"round-{round_}", data_file(round_)
@@ -284,7 +284,7 @@ class Runner:
             ),
             Stage(
                 f"{here}/compose",
-                ("seed/pool.jsonl", BENCHMARKS, data, probes, *judged, expanded),
+                ("seed/pool.jsonl", BENCHMARKS, data, f"{here}/train/{PASSED}", probes, *judged, expanded),
                 (data_file(round_ + 1), f"{here}/compose/parts.jsonl", f"{here}/compose/contaminated.jsonl"),
                 lambda: self._compose(round_, self.path(here, "compose"), self.path(data_file(round_ + 1))),
             ),
@@ -344,8 +344,9 @@ class Runner:
             if row["verdict"] == "both_correct"
         }
         keep = both_correct if cfg.compose.both_correct == "high_ppl" else set()
+        rates = pass_rates(self.path(here, "train"))
         mastered = [
-            composition.Mastered(by_id[row.id], row.perplexity)
+            composition.Mastered(by_id[row.id], row.perplexity, rates.get(row.id, 1.0))
             for row in self._probes(round_)
             if row.correct or row.id in keep
         ]

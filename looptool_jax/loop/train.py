@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from looptool_jax.data.store import DataError, Progress, join, write_jsonl
+from looptool_jax.data.store import DataError, Progress, join, read_jsonl, write_jsonl
 from looptool_jax.inference.answers import Answer, AnswerConfig, Answerer
 from looptool_jax.limits import above, at_least
 from looptool_jax.loop.console import Console
@@ -65,11 +65,40 @@ class TrainConfig:
             )
 
 
+PASSED = "passed.jsonl"
+
+
 class Batch(NamedTuple):
     """The samples of one step."""
 
     epoch: int
     samples: list[Sample]
+
+
+class Passed(NamedTuple):
+    """A line of `passed.jsonl`: how many of the group's answers to a sample were right in an epoch."""
+
+    id: str
+    epoch: int
+    right: int
+    group: int
+
+    @property
+    def zero_variance(self) -> bool:
+        """Whether the group taught nothing: all advantages were 0."""
+        return self.right in (0, self.group)
+
+
+def pass_rates(folder: str) -> dict[str, float]:
+    """The share of right answers to each sample in all epochs of a round's training, by id."""
+    right: dict[str, list[float]] = {}
+    for line in read_passed(folder):
+        right.setdefault(line.id, []).append(line.right / line.group)
+    return {id_: statistics.fmean(shares) for id_, shares in right.items()}
+
+
+def read_passed(folder: str) -> list[Passed]:
+    return [Passed(**row) for row in read_jsonl(join(folder, PASSED))]
 
 
 def schedule(samples: Sequence[Sample], cfg: TrainConfig, seed: int, round_: int) -> list[Batch]:
@@ -100,9 +129,9 @@ def train(
 ) -> dict[str, Any]:
     """Train the policy on D_j; writes the new weights to `out/policy` (Hugging Face format) and returns the metrics.
 
-    The optimiser starts fresh. Steps are logged to `out/steps.jsonl`, how fast they were to the console alone. Killed
-    and called again with the same arguments, it continues from the last checkpoint in `out/checkpoints` and ends with
-    the same weights.
+    The optimiser starts fresh. Steps are logged to `out/steps.jsonl`, how fast they were to the console alone; how many
+    of the answers to each sample were right, epoch by epoch, to `out/passed.jsonl`. Killed and called again with the
+    same arguments, it continues from the last checkpoint in `out/checkpoints` and ends with the same weights.
     Raises Preempted when the machine is wanted back, behind a checkpoint of the last finished step.
     """
     import jax
@@ -159,7 +188,11 @@ def train(
             )
         )  # fmt: skip
         meet(f"step {step} of {out}", row)
-        log.append(row)
+        passed = [
+            Passed(sample.id, batch.epoch, int(right), cfg.group)._asdict()
+            for sample, right in zip(batch.samples, rewards.sum(axis=1), strict=True)
+        ]
+        log.append(row | {"passed": passed})
         console.log(step, step_metrics(row) | speeds[-1].metrics())
         stop = preempted()
         if step % cfg.checkpoint_every == 0 or step == len(batches) or stop:
@@ -169,9 +202,11 @@ def train(
             raise Preempted
         console.advance(1, reward=float(rewards.mean()), loss=metrics["loss"])
     console.speed = _median(speeds)
+    passed = [line for row in log.rows for line in row.pop("passed")]
+    write_jsonl(join(out, PASSED), passed)
     write_jsonl(join(out, "steps.jsonl"), log.rows)
     trainer.export(join(out, "policy"))
-    return summary(log.rows)
+    return summary(log.rows) | {"parts": by_part(samples, [Passed(**line) for line in passed])}
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -189,6 +224,23 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "truncated": mean(rows, "truncated"),
         "grad_norm": mean(rows, "grad_norm"),
         "answer_tokens": sum(row["answer_tokens"] for row in rows),
+    }
+
+
+def by_part(samples: Sequence[Sample], passed: Sequence[Passed]) -> dict[str, dict[str, float]]:
+    """What each part of D_j taught, by the kind of its samples' origin: groups, the share of right answers, and the
+    share of groups without variance."""
+    kinds = {sample.id: sample.origin.kind for sample in samples}
+    lines: dict[str, list[Passed]] = {}
+    for line in passed:
+        lines.setdefault(kinds[line.id], []).append(line)
+    return {
+        kind: {
+            "groups": len(found),
+            "pass_rate": round(statistics.fmean(line.right / line.group for line in found), 6),
+            "zero_variance": round(statistics.fmean(line.zero_variance for line in found), 6),
+        }
+        for kind, found in sorted(lines.items())
     }
 
 

@@ -34,7 +34,9 @@ def write_report(run_dir: str) -> str:
         Section("overview", "Overview", sections.headline(run_dir, stages)),
         Section("accuracy", "Accuracy", sections.accuracy(stages) + _take(tables, "Held-out accuracy")),
         Section("data", "Data", sections.data(stages) + _take(tables, "Data composition")),
-        Section("training", "Training", sections.training(run_dir, stages) + _take(tables, "Training")),
+        Section(
+            "training", "Training", sections.training(run_dir, stages) + _take(tables, "Training", "Training by part")
+        ),
         Section("labels", "Labels", _take(tables, "Judging (JGLV)", "Label repair") + repair_cards(stories)),
         Section("expansion", "Expansion", _take(tables, "Expansion (EDDE)") + expansion_cards(stories)),
         Section("samples", "Samples", browser(stories)),

@@ -51,8 +51,8 @@ class Table:
 def run_tables(run_dir: str) -> list[Table]:
     """All tables for which the run has figures by now. Raises DataError where the manifest cannot be read."""
     stages = {name: entry["metrics"] for name, entry in Manifest(run_dir).stages.items()}
-    tables = [_accuracy(stages), _training(stages), _composition(stages), _judging(stages), _repair(stages)]
-    tables += [_expansion(stages), _contamination(stages), _cost(run_dir)]
+    tables = [_accuracy(stages), _training(stages), _taught(stages), _composition(stages), _judging(stages)]
+    tables += [_repair(stages), _expansion(stages), _contamination(stages), _cost(run_dir)]
     return [table for table in tables if table.rows]
 
 
@@ -115,6 +115,16 @@ def _training(stages: dict[str, Any]) -> Table:
     return Table(
         "Training", columns, rows, "reward: mean over the first and last quarter; no signal: groups of equal rewards"
     )
+
+
+def _taught(stages: dict[str, Any]) -> Table:
+    rows = [
+        [f"D{round_} {part}", f"{found['groups']:,}", percent(found["pass_rate"]), percent(found["zero_variance"])]
+        for round_, metrics in rounds_of(stages, "train")
+        for part, found in metrics.get("parts", {}).items()
+    ]
+    note = "of the rollouts; no signal: groups of equal rewards, which teach nothing"
+    return Table("Training by part", ["part", "groups", "right answers", "no signal"], rows, note)
 
 
 def _composition(stages: dict[str, Any]) -> Table:

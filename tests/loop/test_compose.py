@@ -53,16 +53,33 @@ def composed(cfg=DEFAULTS, *, errors=200, expanded=800, mastered_=600, untrained
 
 
 def test_the_papers_table_comes_out_at_the_papers_size():
-    sizes = part_sizes(18304, 1, ComposeConfig())
+    sizes = part_sizes(18304, 1, ComposeConfig(), 1919)
     table3 = {"error": 1919, "expanded": 6566, "high_ppl": 4187, "seed_new": 5632}
     assert sum(sizes.values()) == 18304
     assert all(abs(sizes[part] - count) <= 2 for part, count in table3.items())
-    assert part_sizes(18304, 9, ComposeConfig())["seed_new"] == part_sizes(18304, 3, ComposeConfig())["seed_new"]
+    assert part_sizes(18304, 9, DEFAULTS, 9)["seed_new"] == part_sizes(18304, 3, DEFAULTS, 9)["seed_new"]
+
+
+@pytest.mark.parametrize("errors", [0, 60, 105, 400, 2000])
+def test_all_error_seeds_enter_and_the_others_keep_their_ratio(errors):
+    cfg = ComposeConfig(errors="all")
+    sizes = part_sizes(1000, 1, cfg, errors)
+    assert sum(sizes.values()) == 1000 and sizes["error"] == min(errors, 1000)
+    rest = 1000 - sizes["error"]
+    for part, share in (("expanded", 0.3587), ("high_ppl", 0.2287), ("seed_new", 0.3077)):
+        assert sizes[part] == pytest.approx(rest * share / (1 - 0.1048), abs=1.5)
+    result = composed(cfg, errors=errors, expanded=800, mastered_=900, untrained=900)
+    assert by_kind(result.samples).get("error", 0) == min(errors, 1000) and len(result.samples) == 1000
+
+
+def test_with_the_papers_share_of_errors_both_ways_give_the_papers_table():
+    whole, share = (part_sizes(18304, 1, ComposeConfig(errors=errors), 1919) for errors in ("all", "share"))
+    assert all(abs(whole[part] - share[part]) <= 2 for part in share)
 
 
 def test_full_parts_have_the_wanted_sizes_and_lineage():
     result = composed()
-    sizes = part_sizes(1000, 1, ComposeConfig())
+    sizes = part_sizes(1000, 1, ComposeConfig(), 200)
     assert by_kind(result.samples) == sizes
     assert len({item.id for item in result.samples}) == 1000
     moved = next(item for item in result.samples if item.origin.kind == "high_ppl")
@@ -73,6 +90,14 @@ def test_the_highest_perplexity_is_taken_first():
     result = composed()
     taken = [item.origin.perplexity for item in result.samples if item.origin.kind == "high_ppl"]
     assert min(taken) > max(1.0 + i / 1000 for i in range(600 - len(taken)))
+
+
+def test_the_hardest_by_rollouts_are_taken_first():
+    rates = [Mastered(sample(f"m{i:05d}"), 1.0 + i / 1000, i % 4 / 4) for i in range(600)]
+    result = compose([], [], rates, [], 200, seed=3, round_=1, cfg=ComposeConfig(high_ppl="pass_rate"))
+    taken = [item.id for item in result.samples]
+    assert taken[:150] == [f"m{i:05d}" for i in range(596, -1, -4)]  # of equal rates the highest perplexity first
+    assert taken[150:] == [f"m{i:05d}" for i in range(597, 397, -4)]
 
 
 def test_what_is_short_is_filled_by_high_ppl_then_seed_new_then_mastered():
@@ -103,6 +128,12 @@ def test_ablations_of_the_expanded_part(policy, kinds):
     assert len({item.id for item in result.samples}) == sum(kinds.values())
 
 
+def test_with_all_errors_every_call_among_them_is_expanded():
+    errors = many("e", 300, kind="error", round=2, verdict="prediction_wrong")
+    assert len(seeds_to_expand(errors, 1000, 3, 1, ComposeConfig(errors="all"))) == 300
+    assert len(seeds_to_expand(errors, 1000, 3, 1, ComposeConfig())) == 105
+
+
 def test_ablations_of_the_expanded_part_never_fill_with_expanded_samples():
     for policy in ("drop", "high_ppl"):
         result = composed(ComposeConfig(expanded_part=policy), errors=10, expanded=800, mastered_=30, untrained=5)
@@ -117,7 +148,7 @@ def test_repetition_repeats_the_error_seeds_of_the_set():
 
 def test_rounding_never_makes_a_part_negative():
     cfg = ComposeConfig(shares=[[0.5, 0.5, 0.0, 0.0]])
-    assert part_sizes(323, 1, cfg) == {"error": 161, "expanded": 162, "high_ppl": 0, "seed_new": 0}
+    assert part_sizes(323, 1, cfg, 400) == {"error": 161, "expanded": 162, "high_ppl": 0, "seed_new": 0}
     assert len(composed(cfg, size=323, errors=400).samples) == 323
 
 
@@ -133,7 +164,7 @@ def test_only_calls_are_expanded_and_texts_take_no_place_from_them():
     errors = many("e", 300, kind="error", round=2)
     texts = [replace(item, id=f"t{i}", target=Target(text="No.", intent="refuse")) for i, item in enumerate(errors)]
     chosen = seeds_to_expand(texts + errors, 1000, 3, 1, ComposeConfig())
-    assert len(chosen) == part_sizes(1000, 1, ComposeConfig())["error"] and all(s.target.is_call for s in chosen)
+    assert len(chosen) == part_sizes(1000, 1, ComposeConfig(), 200)["error"] and all(s.target.is_call for s in chosen)
 
 
 def test_order_of_arrival_of_mastered_samples_does_not_matter_for_top():

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from looptool_jax.data.store import read_jsonl
+from looptool_jax.data.store import read_jsonl, write_jsonl
 from looptool_jax.inference.answers import Answer, Answerer
 from looptool_jax.loop import train as training
 from looptool_jax.loop.console import Console, Watcher
 from looptool_jax.loop.metrics import STEP_NAMES, Speed, stage_metrics, step_metrics, training_steps
 from looptool_jax.loop.reward import RewardConfig
+from looptool_jax.toolcall import Origin
 from looptool_jax.training import policy
 from looptool_jax.training.optimizer import OptimizerConfig
 from looptool_jax.world import generate as world
@@ -155,6 +156,23 @@ def test_rates_and_speeds_of_the_steps_of_a_round(tmp_path, monkeypatch):
     speed = {"train/tokens_per_second/rollout": 20.0, "train/tokens_per_second/update": 26.0, "train/mfu": 0.25}
     assert console.speed == speed and told.rows[1][1].items() >= speed.items()
     assert not any("second" in key or "mfu" in key for row in rows for key in row), "the clock is in no artifact"
+
+
+def test_what_each_part_of_a_round_taught():
+    seeds = world("train", 3, 3)
+    grown = [sample.moved(Origin("expanded", 2, parent="x")) for sample in seeds[:1]]
+    rights = {seeds[0].id: (0, 3), seeds[1].id: (4, 4), seeds[2].id: (1, 4)}
+    passed = [training.Passed(id_, epoch, right, 4) for id_, both in rights.items() for epoch, right in enumerate(both)]
+    assert training.by_part([*grown, *seeds[1:]], passed) == {
+        "expanded": {"groups": 2, "pass_rate": 0.375, "zero_variance": 0.5},
+        "seed": {"groups": 4, "pass_rate": 0.8125, "zero_variance": 0.75},
+    }
+
+
+def test_pass_rates_are_means_over_epochs(tmp_path):
+    lines = [training.Passed("a", 0, 1, 4), training.Passed("b", 0, 4, 4), training.Passed("a", 1, 2, 4)]
+    write_jsonl(tmp_path / training.PASSED, [line._asdict() for line in lines])
+    assert training.pass_rates(str(tmp_path)) == {"a": 0.375, "b": 1.0}
 
 
 def test_the_documentation_names_every_metric_of_a_step():

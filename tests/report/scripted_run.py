@@ -15,6 +15,7 @@ from looptool_jax.loop import runner
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.prompts import written
 from looptool_jax.loop.runner import Runner
+from looptool_jax.loop.train import Passed, by_part
 from looptool_jax.toolcall import Call, Sample, Target
 from looptool_jax.world import Truth
 
@@ -115,12 +116,14 @@ def _train(policy, samples, cfg, reward, seed, round_, out, console) -> dict:
         for step in range(1, STEPS + 1)
     ]  # fmt: skip
     write_jsonl(f"{out}/steps.jsonl", rows)
+    passed = [Passed(sample.id, 0, rng.randrange(5), 4) for sample in samples]
+    write_jsonl(f"{out}/passed.jsonl", [line._asdict() for line in passed])
     write_jsonl(f"{out}/policy", [])
     console.prompts(2400)
     console.tokens(5400)
     return {
         "steps": STEPS, "reward_first": 0.4, "reward_last": 0.6, "zero_variance": 0.5, "truncated": 0.0,
-        "grad_norm": 0.1, "answer_tokens": 5400,
+        "grad_norm": 0.1, "answer_tokens": 5400, "parts": by_part(samples, passed),
     }  # fmt: skip
 
 
