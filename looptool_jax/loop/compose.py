@@ -5,7 +5,7 @@ D_{j+1} = error seeds ∪ expanded ∪ high-perplexity mastered ∪ new seeds, o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from looptool_jax.loop.keys import random_for
@@ -24,6 +24,9 @@ class ComposeConfig:
     shares: one row [error, expanded, high_ppl, seed_new] for each composed set; the last row serves all later ones.
     errors: "share" (as many error seeds as their share) or "all" (every one, as Eq. 5 has it; the other parts divide
         what is left in the ratio of their shares). The two are the same where the policy fails as often as the paper's.
+    error_order: which error seeds come first. "random", or "solved": those that a rollout of the round answered as
+        their label says, or whose label was repaired. The others taught GRPO nothing, and more of their labels are
+        wrong.
     high_ppl: which mastered samples are the hard ones. "top" (highest perplexity first), "quantile" or "absolute" (only
         at or above `high_ppl_threshold`, a share of the mastered samples or a perplexity, highest first), "pass_rate"
         (those first that the fewest rollouts of the round answered rightly), or "random" (the paper's ablation: random
@@ -36,6 +39,7 @@ class ComposeConfig:
 
     shares: list[list[float]] = field(default_factory=lambda: [list(row) for row in PAPER_SHARES])
     errors: str = "share"
+    error_order: str = "random"
     high_ppl: str = "top"
     high_ppl_threshold: float = 0.5
     both_correct: str = "high_ppl"
@@ -43,6 +47,7 @@ class ComposeConfig:
 
     def __post_init__(self) -> None:
         _check("compose.errors", self.errors, ("share", "all"))
+        _check("compose.error_order", self.error_order, ("random", "solved"))
         _check("compose.high_ppl", self.high_ppl, ("top", "quantile", "absolute", "pass_rate", "random"))
         _check("compose.both_correct", self.both_correct, ("high_ppl", "discard"))
         _check("compose.expanded_part", self.expanded_part, ("expand", "drop", "high_ppl", "repeat_errors"))
@@ -60,12 +65,10 @@ class ComposeConfig:
 
 @dataclass(frozen=True)
 class Mastered:
-    """A correctly answered sample with the perplexity of its answer (Eq. 3), and the share of the round's rollouts that
-    answered it rightly."""
+    """A correctly answered sample with the perplexity of its answer (Eq. 3)."""
 
     sample: Sample
     perplexity: float
-    pass_rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -112,15 +115,18 @@ def part_sizes(size: int, round_: int, cfg: ComposeConfig, errors: int) -> dict[
     return sizes
 
 
-def seeds_to_expand(errors: Sequence[Sample], size: int, seed: int, round_: int, cfg: ComposeConfig) -> list[Sample]:
+def seeds_to_expand(
+    errors: Sequence[Sample], rates: Mapping[str, float], size: int, seed: int, round_: int, cfg: ComposeConfig
+) -> list[Sample]:
     """The error seeds to expand: as many as D_{round_+1} takes, of those whose label is a call (no others are
     expanded), in the order in which the composition takes them."""
-    calls = [sample for sample in _shuffled(errors, "errors", seed, round_) if sample.target.is_call]
+    calls = [sample for sample in _ordered(errors, rates, seed, round_, cfg) if sample.target.is_call]
     return calls[: part_sizes(size, round_, cfg, len(errors))["error"]]
 
 
 def compose(
     errors: Sequence[Sample],
+    rates: Mapping[str, float],
     expanded: Sequence[Sample],
     mastered: Sequence[Mastered],
     untrained: Sequence[Sample],
@@ -133,11 +139,12 @@ def compose(
 
     Where a part cannot be filled, high-perplexity samples fill it, then new seeds, any mastered sample, and at last
     expanded samples and error seeds beyond their own parts.
-    errors: error seeds with their (possibly repaired) label and an `error` origin. untrained: seeds never
-    trained on, in the order in which they are to be used.
+    errors: error seeds with their (possibly repaired) label and an `error` origin. rates: the share of the round's
+    rollouts that answered a sample of D_j rightly, by its id. untrained: seeds never trained on, in the order in which
+    they are to be used.
     """
     sizes = part_sizes(size, round_, cfg, len(errors))
-    eligible = _high_ppl(mastered, seed, round_, cfg)
+    eligible = _high_ppl(mastered, rates, seed, round_, cfg)
     ranked = [item.sample.moved(_origin("high_ppl", round_, item)) for item in eligible]
     chosen = {sample.id for sample in ranked}
     rest = [
@@ -145,7 +152,7 @@ def compose(
         for item in _shuffled(mastered, "mastered", seed, round_)
         if item.sample.id not in chosen
     ]
-    seeds: list[Sample] = _shuffled(errors, "errors", seed, round_)
+    seeds = _ordered(errors, rates, seed, round_, cfg)
     more: list[Sample] = _shuffled(expanded, "expanded", seed, round_)
     if cfg.expanded_part == "repeat_errors":
         more = _repeated(seeds[: sizes["error"]], sizes["expanded"], round_)
@@ -190,11 +197,22 @@ def compose_static(
     return Composition(fresh + again, parts)
 
 
-def _high_ppl(mastered: Sequence[Mastered], seed: int, round_: int, cfg: ComposeConfig) -> list[Mastered]:
+def _ordered(
+    errors: Sequence[Sample], rates: Mapping[str, float], seed: int, round_: int, cfg: ComposeConfig
+) -> list[Sample]:
+    order = _shuffled(errors, "errors", seed, round_)
+    if cfg.error_order == "solved":
+        order.sort(key=lambda sample: sample.origin.verdict == "prediction_wrong" and not rates.get(sample.id))
+    return order
+
+
+def _high_ppl(
+    mastered: Sequence[Mastered], rates: Mapping[str, float], seed: int, round_: int, cfg: ComposeConfig
+) -> list[Mastered]:
     if cfg.high_ppl == "random":
         return _shuffled(mastered, "random-mastered", seed, round_)
     if cfg.high_ppl == "pass_rate":
-        return sorted(mastered, key=lambda item: (item.pass_rate, -item.perplexity, item.sample.id))
+        return sorted(mastered, key=lambda item: (rates.get(item.sample.id, 1.0), -item.perplexity, item.sample.id))
     ranked = sorted(mastered, key=lambda item: (-item.perplexity, item.sample.id))
     if cfg.high_ppl == "quantile":
         return ranked[: round(len(ranked) * (1.0 - cfg.high_ppl_threshold))]

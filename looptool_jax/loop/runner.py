@@ -278,7 +278,7 @@ class Runner:
             ),
             Stage(
                 f"{here}/expand",
-                (judged[1],),
+                (judged[1], f"{here}/train/{PASSED}"),
                 (expanded, f"{here}/expand/rejected.jsonl"),
                 lambda: self._expand(round_),
             ),
@@ -318,7 +318,8 @@ class Runner:
         use = cfg.expand.enabled and cfg.compose.expanded_part == "expand"
         errors = {item.sample.id: item for item in self._errors(round_)}
         samples = [item.sample for item in errors.values()]
-        chosen = composition.seeds_to_expand(samples, cfg.data.round_size, cfg.seed, round_, cfg.compose)
+        rates = pass_rates(self.path(f"round-{round_}/train"))
+        chosen = composition.seeds_to_expand(samples, rates, cfg.data.round_size, cfg.seed, round_, cfg.compose)
         writes = (cfg.generator_model or cfg.judge_model) if use else None
         verifies = cfg.judge_model if use and cfg.expand.verify != "rules" else None
         generator = self.pool.lend_chat(writes) if writes else None
@@ -344,9 +345,8 @@ class Runner:
             if row["verdict"] == "both_correct"
         }
         keep = both_correct if cfg.compose.both_correct == "high_ppl" else set()
-        rates = pass_rates(self.path(here, "train"))
         mastered = [
-            composition.Mastered(by_id[row.id], row.perplexity, rates.get(row.id, 1.0))
+            composition.Mastered(by_id[row.id], row.perplexity)
             for row in self._probes(round_)
             if row.correct or row.id in keep
         ]
@@ -356,8 +356,9 @@ class Runner:
             join(out, "contaminated.jsonl"),
         )  # fmt: skip
         result = composition.compose(
-            errors, expanded, mastered, self._untrained(round_), cfg.data.round_size, cfg.seed, round_, cfg.compose
-        )
+            errors, pass_rates(self.path(here, "train")), expanded, mastered, self._untrained(round_),
+            cfg.data.round_size, cfg.seed, round_, cfg.compose,
+        )  # fmt: skip
         return _write_composition(result, data, join(out, "parts.jsonl")) | contamination
 
     def _compose_static(self, round_: int) -> Stage:

@@ -42,6 +42,7 @@ def by_kind(samples: list[Sample]) -> dict[str, int]:
 def composed(cfg=DEFAULTS, *, errors=200, expanded=800, mastered_=600, untrained=500, size=1000):
     return compose(
         many("e", errors, kind="error", round=2, verdict="prediction_wrong"),
+        {},
         many("x", expanded, kind="expanded", round=2),
         mastered(mastered_),
         many("s", untrained),
@@ -93,11 +94,24 @@ def test_the_highest_perplexity_is_taken_first():
 
 
 def test_the_hardest_by_rollouts_are_taken_first():
-    rates = [Mastered(sample(f"m{i:05d}"), 1.0 + i / 1000, i % 4 / 4) for i in range(600)]
-    result = compose([], [], rates, [], 200, seed=3, round_=1, cfg=ComposeConfig(high_ppl="pass_rate"))
+    rates = {f"m{i:05d}": i % 4 / 4 for i in range(600)}
+    result = compose([], rates, [], mastered(600), [], 200, seed=3, round_=1, cfg=ComposeConfig(high_ppl="pass_rate"))
     taken = [item.id for item in result.samples]
     assert taken[:150] == [f"m{i:05d}" for i in range(596, -1, -4)]  # of equal rates the highest perplexity first
     assert taken[150:] == [f"m{i:05d}" for i in range(597, 397, -4)]
+
+
+def test_error_seeds_that_a_rollout_solved_come_first():
+    wrong = many("e", 60, kind="error", round=2, verdict="prediction_wrong")
+    repaired = many("r", 5, kind="error", round=2, verdict="label_wrong")
+    rates = {item.id: float(i < 20) / 8 for i, item in enumerate(wrong)}  # of r…: those of the label that was replaced
+    cfg = ComposeConfig(error_order="solved")
+    kept = {item.id for item in (*wrong[:20], *repaired)}
+    assert {item.id for item in seeds_to_expand(wrong + repaired, rates, 240, 3, 1, cfg)} == kept
+    taken = compose(wrong + repaired, rates, [], mastered(600), [], 240, seed=3, round_=1, cfg=cfg).samples
+    assert {item.id for item in taken if item.origin.kind == "error"} == kept
+    random = {item.id for item in seeds_to_expand(wrong + repaired, rates, 240, 3, 1, ComposeConfig())}
+    assert len(random) == 25 and random != kept
 
 
 def test_what_is_short_is_filled_by_high_ppl_then_seed_new_then_mastered():
@@ -130,8 +144,8 @@ def test_ablations_of_the_expanded_part(policy, kinds):
 
 def test_with_all_errors_every_call_among_them_is_expanded():
     errors = many("e", 300, kind="error", round=2, verdict="prediction_wrong")
-    assert len(seeds_to_expand(errors, 1000, 3, 1, ComposeConfig(errors="all"))) == 300
-    assert len(seeds_to_expand(errors, 1000, 3, 1, ComposeConfig())) == 105
+    assert len(seeds_to_expand(errors, {}, 1000, 3, 1, ComposeConfig(errors="all"))) == 300
+    assert len(seeds_to_expand(errors, {}, 1000, 3, 1, ComposeConfig())) == 105
 
 
 def test_ablations_of_the_expanded_part_never_fill_with_expanded_samples():
@@ -154,23 +168,23 @@ def test_rounding_never_makes_a_part_negative():
 
 def test_expansion_and_composition_choose_the_same_error_seeds():
     errors = many("e", 300, kind="error", round=2)
-    chosen = seeds_to_expand(errors, 1000, 3, 1, ComposeConfig())
-    result = compose(errors, [], mastered(900), [], 1000, 3, 1, ComposeConfig())
+    chosen = seeds_to_expand(errors, {}, 1000, 3, 1, ComposeConfig())
+    result = compose(errors, {}, [], mastered(900), [], 1000, 3, 1, ComposeConfig())
     assert {item.id for item in chosen} == {item.id for item in result.samples if item.origin.kind == "error"}
-    assert chosen != seeds_to_expand(errors, 1000, 4, 1, ComposeConfig())
+    assert chosen != seeds_to_expand(errors, {}, 1000, 4, 1, ComposeConfig())
 
 
 def test_only_calls_are_expanded_and_texts_take_no_place_from_them():
     errors = many("e", 300, kind="error", round=2)
     texts = [replace(item, id=f"t{i}", target=Target(text="No.", intent="refuse")) for i, item in enumerate(errors)]
-    chosen = seeds_to_expand(texts + errors, 1000, 3, 1, ComposeConfig())
+    chosen = seeds_to_expand(texts + errors, {}, 1000, 3, 1, ComposeConfig())
     assert len(chosen) == part_sizes(1000, 1, ComposeConfig(), 200)["error"] and all(s.target.is_call for s in chosen)
 
 
 def test_order_of_arrival_of_mastered_samples_does_not_matter_for_top():
     pool = mastered(700)
-    forward = compose([], [], pool, [], 500, 1, 1, ComposeConfig())
-    backward = compose([], [], pool[::-1], [], 500, 1, 1, ComposeConfig())
+    forward = compose([], {}, [], pool, [], 500, 1, 1, ComposeConfig())
+    backward = compose([], {}, [], pool[::-1], [], 500, 1, 1, ComposeConfig())
     assert [item.id for item in forward.samples] == [item.id for item in backward.samples]
 
 

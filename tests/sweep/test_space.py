@@ -244,7 +244,7 @@ def composed(cfg, round_: int) -> int:
     else:
         mastered = [composition.Mastered(sample, 1.5) for sample in many("mastered")]
         result = composition.compose(
-            many("error"), many("expanded"), mastered, many("new"), size, cfg.seed, round_, cfg.compose
+            many("error"), {}, many("expanded"), mastered, many("new"), size, cfg.seed, round_, cfg.compose
         )
     return len(result.samples)
 
