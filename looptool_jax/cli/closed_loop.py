@@ -231,11 +231,13 @@ def warmup(
     model: Model = None,
     overrides: Overrides = None,
 ) -> None:
-    """Supervised training: a model on the targets of samples; without --data, the embedded model from nothing.
+    """Supervised training: a model on the targets of samples; without --data, the embedded model from nothing, also in
+    other sizes.
 
     \b
     looptool warmup --data seeds.jsonl --model ./SmolLM2-135M-Instruct --out warm policy.format=smollm2
     looptool warmup --out nano
+    looptool warmup --out large hidden_size=256 intermediate_size=768 num_heads=8 num_kv_heads=4
     """
     from looptool_jax.config import ConfigError
     from looptool_jax.data.store import is_url, join, lock_directory
@@ -244,12 +246,15 @@ def warmup(
 
     if data is None:
         console = Console()
-        if model or overrides or config != "quickstart":
-            raise ConfigError("warmup: the embedded model has no settings; give --data to train another on samples")
+        if model or config != "quickstart":
+            raise ConfigError(
+                "warmup: the embedded model is made from nothing; give --data to train another on samples"
+            )
+        recipe = stage.NanoConfig.with_sizes(overrides or ())
         if is_url(out):
             raise ConfigError(f"--out: {out}: the embedded model is built in a local folder; choose one, and copy it")
         with lock_directory(out), console.stage("warmup"):
-            stage.train_nano(stage.NanoConfig(), out, lambda row: console.say(str(row)))
+            stage.train_nano(recipe, out, lambda row: console.say(str(row)))
         return
     from looptool_jax.models.hf import save_pretrained
 

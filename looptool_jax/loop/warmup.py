@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from looptool_jax.data.store import DataError, read_jsonl, write_jsonl
+from looptool_jax.data.store import DataError, dump_json, exists, join, read_bytes, read_jsonl, write_bytes, write_jsonl
 from looptool_jax.inference.answers import AnswerConfig, Answerer
 from looptool_jax.inference.lm import LanguageModel
 from looptool_jax.limits import above, at_least
@@ -122,6 +122,26 @@ class NanoConfig:
         if not self.stages or self.stages[0].learning_rate is None:
             raise ValueError("nano: the first stage needs a learning_rate")
 
+    @classmethod
+    def with_sizes(cls, settings: Sequence[str]) -> NanoConfig:
+        """The recipe with other sizes or another seed, such as hidden_size=256. Raises DataError."""
+        known = ("seed", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+        given: dict[str, Any] = {}
+        for setting in settings:
+            key, _, value = setting.partition("=")
+            if key not in known or not value.isdecimal() or (not int(value) and key != "seed"):
+                raise DataError(
+                    f"{setting!r}: of the embedded model a whole number can be given for {', '.join(known)}, such as "
+                    "hidden_size=256; the rest is its recipe (--data trains another model)"
+                )
+            given[key] = int(value)
+        cfg = cls(**given)
+        if cfg.num_heads % cfg.num_kv_heads:
+            raise DataError(f"num_kv_heads={cfg.num_kv_heads} does not divide num_heads={cfg.num_heads}")
+        if cfg.head_dim % 2:
+            raise DataError(f"head_dim={cfg.head_dim}: rotary positions need an even number")
+        return cfg
+
     def cycle(self, number: int) -> tuple[float, int]:
         """Learning rate and number of steps of the cosine cycle that stage `number` (from 0) belongs to."""
         starts = [i for i, stage in enumerate(self.stages) if stage.learning_rate is not None] + [len(self.stages)]
@@ -168,8 +188,13 @@ def train_nano(cfg: NanoConfig, out_dir: str | Path, log: Log) -> None:
 
     Reproducible from `cfg` on the same machine, and resumable: a second call continues from the newest checkpoint in
     out_dir/checkpoints. `log` gets rows of the training curve (loss; held-out exact match by category at checkpoints).
+    Raises DataError where out_dir holds a model of another recipe.
     """
     out = Path(out_dir)
+    recipe = dump_json(asdict(cfg)) + b"\n"
+    if exists(path := join(str(out), "recipe.json")) and read_bytes(path) != recipe:
+        raise DataError(f"{path}: the folder holds a model of other sizes or another seed; choose another --out")
+    write_bytes(path, recipe)
     if not (out / "tokenizer" / "tokenizer_config.json").is_file():  # written last
         build_tokenizer(tokenizer_texts(cfg), out / "tokenizer")
     tokenizer = ChatTokenizer.from_pretrained(out / "tokenizer", "qwen3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from looptool_jax.data.store import DataError
 from looptool_jax.loop import nano_examples as examples
 from looptool_jax.loop.nano_mistakes import careless, wrong_response
 from looptool_jax.loop.nano_tokenizer import SCAFFOLDS, SPECIAL, TAGS, build_tokenizer
@@ -140,6 +142,32 @@ _SMALL = {
     "warmup_steps": 2, "tokenizer_samples": 3000, "chunk_samples": 40, "checkpoint_chunks": 2,
     "evaluation_samples": 2, "mistakes": 8,
 }  # fmt: skip
+
+
+def test_the_embedded_model_can_be_made_in_other_sizes():
+    made = NanoConfig.with_sizes(["hidden_size=256", "num_heads=8", "seed=0"])
+    assert (made.hidden_size, made.num_heads, made.seed) == (256, 8, 0)
+    assert replace(made, hidden_size=128, num_heads=4, seed=1) == NanoConfig()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("hidden_size=0", "a whole number"), ("hidden_size=-8", "a whole number"), ("head_dim=1e3", "a whole number"),
+        ("stages=3", "a whole number can be given for seed, hidden_size"), ("hidden_size", "such as hidden_size=256"),
+        ("num_kv_heads=3", "does not divide num_heads=4"), ("head_dim=31", "even number"),
+    ],
+)  # fmt: skip
+def test_sizes_that_the_embedded_model_cannot_have(setting, words):
+    with pytest.raises(DataError, match=words):
+        NanoConfig.with_sizes([setting])
+
+
+def test_a_folder_with_a_model_of_another_recipe_is_left_alone(tmp_path):
+    (tmp_path / "recipe.json").write_text('{"hidden_size": 32}\n')
+    with pytest.raises(DataError, match="other sizes or another seed; choose another --out"):
+        train_nano(NanoConfig(), tmp_path, print)
+    assert [file.name for file in tmp_path.iterdir()] == ["recipe.json"]
 
 
 @pytest.mark.slow
