@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from looptool_jax.data.files import (
     DataError,
     PathLike,
+    copy_file,
     dump_json,
     exists,
     file_sha256,
@@ -43,6 +44,7 @@ __all__ = [
     "PathLike",
     "Progress",
     "Shard",
+    "copy_file",
     "dump_json",
     "exists",
     "file_sha256",

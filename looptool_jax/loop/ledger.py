@@ -9,6 +9,7 @@ from typing import Any
 
 from looptool_jax.data.store import Progress
 
+NAME = "ledger.jsonl"
 NO_SPEED: Mapping[str, float] = MappingProxyType({})
 
 

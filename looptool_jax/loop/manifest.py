@@ -42,6 +42,9 @@ class Manifest:
             "outputs": self._hashes(outputs),
             "metrics": metrics,
         }
+        self.save()
+
+    def save(self) -> None:
         write_text(self.path, json.dumps({"stages": self.stages}, indent=1) + "\n")
 
     def check(self) -> None:

@@ -16,10 +16,12 @@ from pathlib import Path
 from types import FrameType
 
 from looptool_jax.config import check_kept
-from looptool_jax.data.store import DataError, is_url, join, read_bytes, write_bytes
+from looptool_jax.data.store import DataError, exists, is_url, join, read_bytes, write_bytes
 from looptool_jax.loop.console import Console
+from looptool_jax.loop.manifest import NAME as MANIFEST
 from looptool_jax.loop.run_config import RunConfig
 from looptool_jax.loop.runner import is_finished
+from looptool_jax.sweep.common import donor, take_over
 from looptool_jax.sweep.figures import read_figures
 from looptool_jax.sweep.order import Order, Task
 from looptool_jax.sweep.space import Sweep, Trial
@@ -137,8 +139,23 @@ class Trials:
             order.ended(task, True)
             self.console.say(f"{label}: done already{self._shown(task)}")
             return
-        self.console.say(f"{label}: started")
+        self.console.say(f"{label}: started{self._taken_over(task)}")
         self._running[_Process([*PROGRAM, *self.command(task)], self._log(task.trial), label)] = task
+
+    def _taken_over(self, task: Task) -> str:
+        """Give a trial that has not begun the stages that another one of the sweep has done for it; says so."""
+        folder = self.run_dir(task.trial)
+        if self.sweep.search or not self.place.first or exists(join(folder, MANIFEST)):
+            return ""
+        others = {other: self.run_dir(other) for other in self.sweep.trials()}
+        try:
+            if (found := donor(task.trial, self.config(task), others)) is None:
+                return ""
+            other, stages = found
+            take_over(others[other], folder, stages)
+        except ValueError as error:
+            return f", without what others have done: {error}"
+        return f" behind {stages[-1]}, as {other.name} has done it"
 
     def _look(self, order: Order) -> None:
         """Take note of the trials that have ended."""

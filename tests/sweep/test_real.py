@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from looptool_jax.cli import app
-from looptool_jax.data.store import read_text
+from looptool_jax.data.store import read_jsonl, read_text
 from looptool_jax.report.html import write_report
 
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
@@ -73,6 +73,40 @@ def test_its_runs_are_compared(two, tmp_path):
         (row,) = csv.DictReader(file)
     accuracy = [float(row["accuracy_1"]) for row in results(two[0])]
     assert row["items_n"] == "8" and float(row["items_mean"]) == pytest.approx(accuracy[1] - accuracy[0])
+
+
+def test_what_trials_have_in_common_is_computed_once(tmp_path):
+    """Without a loop behind the round nothing that is composed matters: the second trial is the first."""
+    said = sweep("--config", "micro", "compose.high_ppl=top,random", *SHORT, out=tmp_path).stdout
+    assert "1/2 high_ppl=top: started\n" in said
+    assert "2/2 high_ppl=random: started behind round-1/eval, as high_ppl=top has done it\n" in said
+    first, second = (tmp_path / "trials" / name for name in ("high_ppl=top", "high_ppl=random"))
+    assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
+    assert "high_ppl: random" in (second / "config.yaml").read_text()
+    costs = [[row["stage"] for row in read_jsonl(run / "ledger.jsonl")] for run in (first, second)]
+    assert costs[0] == costs[1] == ["seed", "eval-0", "round-1/train", "round-1/eval"]
+    assert write_report(str(second)) == f"{second}/report.html"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_trial_that_took_stages_over_is_the_run_alone(tmp_path):
+    """Ablations of every kind: each ends as `looptool run` with its settings, given alone."""
+    variants = {
+        "full": {}, "no-jglv": {"judge.enabled": False}, "random": {"compose.high_ppl": "random"},
+        "static": {"static": True},
+    }  # fmt: skip
+    (tmp_path / "kinds.yaml").write_text(json.dumps({"config": "micro", "variants": variants}))
+    said = sweep(str(tmp_path / "kinds.yaml"), out=tmp_path / "sweep").stdout
+    for name, last in (("no-jglv", "round-1/probe"), ("random", "round-1/judge"), ("static", "round-1/eval")):
+        assert f"{name}: started behind {last}, as full has done it" in said
+    for name, settings in variants.items():
+        alone = tmp_path / name
+        overrides = [f"{key}={str(value).lower()}" for key, value in settings.items()]
+        command = [sys.executable, "-P", "-m", "looptool_jax.cli", "run", "--config", "micro", f"run_dir={alone}"]
+        subprocess.run([*command, *overrides], env=ENVIRONMENT, check=True)
+        manifests = [(run / "manifest.json").read_bytes() for run in (alone, tmp_path / "sweep/trials" / name)]
+        assert manifests[0] == manifests[1], name
 
 
 @pytest.mark.slow

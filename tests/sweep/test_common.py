@@ -1,0 +1,114 @@
+"""What trials share: which stages are the same, who gives them, and what is left alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from looptool_jax.config import keep_config, load_config
+from looptool_jax.data.store import DataError, file_sha256, write_jsonl
+from looptool_jax.loop.console import Console
+from looptool_jax.loop.run_config import flat
+from looptool_jax.loop.runner import Runner
+from looptool_jax.sweep.common import alike, donor, take_over
+from looptool_jax.sweep.space import Trial
+
+
+def config(*overrides: str):
+    return load_config("micro", ["rounds=2", *overrides])
+
+
+def plan(*overrides: str) -> list[str]:
+    return [stage.name for stage in Runner(config(*overrides), Console(quiet=True)).stages()]
+
+
+def shared(one: list[str], other: list[str]) -> str:
+    """The last stage that is the same."""
+    settings = [flat(asdict(config(*overrides))) for overrides in (one, other)]
+    return (alike(*settings, plan(*other)) or [""])[-1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "last"),
+    [
+        ("seed=1", ""), ("train.batch=4", ""), ("data.noise=0.5", ""), ("evaluate.chunk=3", ""),
+        ("reward.mode=paper", ""),
+        ("policy.dtype=bfloat16", ""), ("contamination.action=report", ""), ("mesh.data=2", ""),
+        ("probe.chunk=3", "round-1/eval"), ("static=true", "round-1/eval"), ("judge.enabled=false", "round-1/probe"),
+        ("judge_model.dtype=bfloat16", "round-1/probe"), ("generator_model={path: nano/judge}", "round-1/judge"),
+        ("expand.per_error=1", "round-1/judge"), ("compose.high_ppl=random", "round-1/judge"),
+        ("run_dir=elsewhere", "round-2/score"), ("tracking.to=[tensorboard]", "round-2/score"),
+        ("synthesis.count=3", "round-2/score"),
+    ],
+)  # fmt: skip
+def test_stages_are_shared_up_to_the_first_at_which_a_setting_matters(setting, last):
+    assert shared([], [setting]) == last
+    assert shared([setting], []) == last
+
+
+def test_every_group_of_settings_is_known_to_matter_from_some_stage_on():
+    """A new group of settings matters from the start until somebody says otherwise: it shares nothing."""
+    known = {"probe", "static", "judge", "judge_model", "expand", "generator_model", "compose"}
+    never = {"run_dir", "rounds", "finish_loop", "tracking", "synthesis"}
+    groups = {key.partition(".")[0] for key in flat(asdict(config()))}
+    for group in sorted(groups - known - never):
+        one = {f"{group}.x": 1}
+        assert alike(one, {f"{group}.x": 2}, ["seed", "eval-0"]) == [], group
+
+
+def test_rounds_differ_only_in_how_many_stages_there_are():
+    assert shared(["rounds=3"], ["rounds=1"]) == plan("rounds=1")[-1]
+
+
+def begun(folder: Path, stages: list[str], *overrides: str) -> str:
+    keep_config(config(*overrides, f"run_dir={folder}"))
+    done = {}
+    for stage in stages:
+        file = f"{stage}/out.jsonl"
+        write_jsonl(folder / file, [{"stage": stage}])
+        done[stage] = {"inputs": {}, "outputs": {file: file_sha256(folder / file)}, "metrics": {"of": stage}}
+    (folder / "manifest.json").write_text(json.dumps({"stages": done}))
+    write_jsonl(folder / "ledger.jsonl", [{"stage": stage, "seconds": 2.0, "tokens": 3} for stage in stages])
+    return str(folder)
+
+
+def trial(name: str, **settings: str) -> Trial:
+    return Trial(name, name, {key.replace("__", "."): value for key, value in settings.items()})
+
+
+def test_who_has_done_most_gives_and_the_rest_is_left_to_be_done(tmp_path):
+    done = plan()
+    others = {
+        trial("static", static="true"): begun(tmp_path / "static", plan("static=true"), "static=true"),
+        trial("no-jglv", judge__enabled="false"): begun(tmp_path / "no-jglv", done, "judge.enabled=false"),
+        trial("unfinished"): begun(tmp_path / "unfinished", done[:3]),
+        trial("other-seed", seed="9"): begun(tmp_path / "other-seed", done, "seed=9"),
+    }
+    mine = trial("random", compose__high_ppl="random")
+    found = donor(mine, config("compose.high_ppl=random"), others)
+    assert found is not None
+    giver, stages = found
+    assert giver.name == "no-jglv" and stages[-1] == "round-1/probe"
+    take_over(others[giver], str(tmp_path / "mine"), stages)
+    manifest = json.loads((tmp_path / "mine/manifest.json").read_text())["stages"]
+    assert [*manifest] == stages and manifest["round-1/probe"]["metrics"] == {"of": "round-1/probe"}
+    assert (tmp_path / "mine/round-1/probe/out.jsonl").read_text() == '{"stage": "round-1/probe"}\n'
+    assert not (tmp_path / "mine/round-1/judge").exists()
+    assert len((tmp_path / "mine/ledger.jsonl").read_text().splitlines()) == len(stages)
+
+
+def test_a_directory_whose_run_has_other_settings_than_its_name_says_gives_nothing(tmp_path):
+    """As after the base configuration was changed."""
+    others = {trial("full"): begun(tmp_path / "full", plan(), "train.batch=4")}
+    assert donor(trial("random", compose__high_ppl="random"), config("compose.high_ppl=random"), others) is None
+
+
+def test_an_artifact_that_is_gone_is_told_and_nothing_has_begun(tmp_path):
+    folder = begun(tmp_path / "full", plan())
+    (tmp_path / "full/round-1/train/out.jsonl").unlink()
+    with pytest.raises(DataError, match=r"round-1/train/out\.jsonl"):
+        take_over(folder, str(tmp_path / "mine"), plan()[:4])
+    assert not (tmp_path / "mine/manifest.json").exists()
