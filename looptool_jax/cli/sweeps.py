@@ -47,7 +47,7 @@ def sweep(
 
     \b
     looptool sweep --config quickstart 'train.optimizer.learning_rate=1e-4,3e-4' 'seed=range(3)'
-    looptool sweep ablations 'seed=range(5)'
+    looptool sweep ablations 'seed=range(8)'
     looptool sweep search --trials 40
     looptool sweep mine.yaml --out gs://bucket/sweep --shard 2/8
     looptool sweep ablations --dry-run

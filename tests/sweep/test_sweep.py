@@ -227,10 +227,9 @@ def test_processes_that_work_together_go_through_the_trials_in_step(plan):
 
 
 def test_a_dry_run_prints_commands_and_runs_none(plan):
-    done = CliRunner().invoke(app, ["sweep", "ablations", "--dry-run", "--shard", "2/7", "policy.path=a b"])
+    done = CliRunner().invoke(app, ["sweep", "ablations", "--dry-run", "--shard", "2/25", "policy.path=a b"])
     assert done.exit_code == 0 and not Path("runs").exists()
     ends = ("seed=1 run_dir=runs/sweep-ablations/trials/full,seed=1",)
-    ends += ("judge.enabled=false seed=2 run_dir=runs/sweep-ablations/trials/no-jglv,seed=2",)
-    ends += ("compose.expanded_part=repeat_errors seed=0 run_dir=runs/sweep-ablations/trials/error-repeat,seed=0",)
+    ends += ("compose.expanded_part=drop seed=1 run_dir=runs/sweep-ablations/trials/no-edde,seed=1",)
     start = "looptool run --config quickstart 'policy.path=a b' "
     assert done.output == "".join(f"{start}{end}\n" for end in ends)
