@@ -33,7 +33,7 @@ import matplotlib.pyplot as plt
 from peers.alternate import table
 
 from looptool_jax.config import load_config
-from looptool_jax.data.store import exists, join, write_text
+from looptool_jax.data.store import join, write_text
 from looptool_jax.evaluation.heldout import evaluate
 from looptool_jax.evaluation.statistics import Estimate, mean_over_seeds, sign_flips
 from looptool_jax.loop.console import Console
@@ -45,6 +45,7 @@ from looptool_jax.report.tables import rounds_of, stage_flops
 from looptool_jax.sweep.space import kept_sweep
 from looptool_jax.world import generate
 
+QUIET = Console(quiet=True)
 ITEMS, WORLD_SEED = 1000, 777_777  # of the requests for training functions: a seed that no run and no warm-up takes
 SETS = {"unseen": "unseen functions", "seen": "training functions"}
 PARTS = ("error", "expanded", "repeated", "high_ppl", "mastered", "seed_new", "seed")
@@ -89,27 +90,29 @@ def section(title: str, rows: Sequence[Sequence[str]]) -> str:
 
 
 def finished(sweep: str, out: str) -> Iterator[Run]:
-    """The trials that have gone through all their rounds, with what is answered here."""
-    items = generate("train", ITEMS, WORLD_SEED)
-    pools: dict[str, ModelPool] = {}
+    """The trials that have gone through all their rounds, with what is answered here: once by each set of weights."""
+    items, known = generate("train", ITEMS, WORLD_SEED), dict[str, float]()
     for trial in kept_sweep(sweep).trials():
         folder = join(sweep, "trials", trial.name)
-        stages = {name: entry["metrics"] for name, entry in Manifest(folder).stages.items()}
+        entries = Manifest(folder).stages
+        if not entries:
+            continue
         cfg = load_config(join(folder, "config.yaml"), [f"run_dir={folder}"])
-        if f"round-{cfg.rounds}/eval" not in stages:
+        if f"round-{cfg.rounds}/eval" not in entries:
             print(f"{trial.name}: not finished, left out")
             continue
         seen = []
         for round_ in range(cfg.rounds + 1):
-            path = join(folder, policy_folder(round_)) if round_ else cfg.policy.path
-            where = join(out, "answers", trial.name if round_ else "before", str(round_))
-            if exists(file := join(where, "accuracy.txt")):
-                seen.append(float(Path(file).read_text()))
-                continue
-            pool = pools.setdefault(out, ModelPool(cfg.mesh, join(out, "answers")))
-            policy = pool.lend(replace(cfg.policy, path=path))
-            seen.append(evaluate(policy, items, cfg.evaluate, where, Console(quiet=True))["accuracy"])
-            write_text(file, f"{seen[-1]}\n")
+            weights, path = "before", cfg.policy.path
+            if round_:
+                path = join(folder, policy_folder(round_))
+                weights = entries[f"round-{round_}/train"]["outputs"][f"{policy_folder(round_)}/model.safetensors"]
+            if weights not in known:
+                where = join(out, "answers", weights[:16])
+                policy = ModelPool(cfg.mesh, out).lend(replace(cfg.policy, path=path))
+                known[weights] = evaluate(policy, items, cfg.evaluate, where, QUIET)["accuracy"]
+            seen.append(known[weights])
+        stages = {name: entry["metrics"] for name, entry in entries.items()}
         unseen = [stages[eval_folder(round_)]["accuracy"] for round_ in range(cfg.rounds + 1)]
         yield Run(folder, trial.group, trial.seed, stages, {"unseen": unseen, "seen": seen})
 
