@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from looptool_jax.config import RESUMABLE, kept_settings
-from looptool_jax.data.store import Progress, copy_file, exists, join, write_jsonl
+from looptool_jax.data.store import Progress, copy_file, exists, join
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.ledger import NAME as LEDGER
 from looptool_jax.loop.manifest import NAME as MANIFEST
@@ -68,8 +68,10 @@ def take_over(source: str, target: str, stages: Sequence[str]) -> None:
     for stage in stages:
         for file in done[stage]["outputs"]:
             copy_file(join(source, file), join(target, file))
-    costs = Progress(join(source, LEDGER)).rows()
-    write_jsonl(join(target, LEDGER), [row for row in costs if row["stage"] in stages])
+    ledger = Progress(join(target, LEDGER))
+    costs = [row for row in Progress(join(source, LEDGER)).rows() if row["stage"] in stages]
+    for row in costs[len(ledger.rows()) :]:
+        ledger.append(row)
     begun.stages = {stage: done[stage] for stage in stages}
     begun.save()
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from looptool_jax.config import keep_config, load_config
-from looptool_jax.data.store import DataError, file_sha256, write_jsonl
+from looptool_jax.data.store import DataError, file_sha256, join, write_jsonl
 from looptool_jax.loop.console import Console
+from looptool_jax.loop.ledger import Ledger
+from looptool_jax.loop.manifest import Manifest
 from looptool_jax.loop.run_config import flat
 from looptool_jax.loop.runner import Runner
 from looptool_jax.sweep.common import alike, donor, take_over
@@ -112,3 +114,16 @@ def test_an_artifact_that_is_gone_is_told_and_nothing_has_begun(tmp_path):
     with pytest.raises(DataError, match=r"round-1/train/out\.jsonl"):
         take_over(folder, str(tmp_path / "mine"), plan()[:4])
     assert not (tmp_path / "mine/manifest.json").exists()
+
+
+def test_stages_go_to_a_bucket_and_come_from_one(tmp_path, bucket):
+    stages = plan()[:4]
+    take_over(begun(tmp_path / "full", plan()), f"{bucket}/there", stages)
+    take_over(f"{bucket}/there", str(tmp_path / "back"), stages)
+    take_over(f"{bucket}/there", str(tmp_path / "back"), stages)  # as when the sweep was killed behind it
+    for run in (f"{bucket}/there", str(tmp_path / "back")):
+        Manifest(run).check()
+        assert [*Manifest(run).stages] == stages
+        assert {
+            stage: cost.seconds for stage, cost in Ledger(join(run, "ledger.jsonl")).costs().items()
+        } == dict.fromkeys(stages, 2.0)
