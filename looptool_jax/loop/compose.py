@@ -25,8 +25,8 @@ class ComposeConfig:
     errors: "share" (as many error seeds as their share) or "all" (every one, as Eq. 5 has it; the other parts divide
         what is left in the ratio of their shares). The two are the same where the policy fails as often as the paper's.
     error_order: which error seeds come first. "random", or "solved": those that a rollout of the round answered as
-        their label says, or whose label was repaired. The others taught GRPO nothing, and more of their labels are
-        wrong.
+        their label says, then those whose label was repaired, which the policy answers already, and last those that no
+        rollout answered: they taught GRPO nothing, and more of their labels are wrong.
     high_ppl: which mastered samples are the hard ones. "top" (highest perplexity first), "quantile" or "absolute" (only
         at or above `high_ppl_threshold`, a share of the mastered samples or a perplexity, highest first), "pass_rate"
         (those first that the fewest rollouts of the round answered rightly), or "random" (the paper's ablation: random
@@ -201,9 +201,12 @@ def _ordered(
     errors: Sequence[Sample], rates: Mapping[str, float], seed: int, round_: int, cfg: ComposeConfig
 ) -> list[Sample]:
     order = _shuffled(errors, "errors", seed, round_)
-    if cfg.error_order == "solved":
-        order.sort(key=lambda sample: sample.origin.verdict == "prediction_wrong" and not rates.get(sample.id))
-    return order
+    if cfg.error_order == "random":
+        return order
+    repaired = [sample for sample in order if sample.origin.verdict == "label_wrong"]
+    missed = [sample for sample in order if sample.origin.verdict != "label_wrong"]
+    solved, never = ([s for s in missed if (rates.get(s.id, 0.0) > 0) == some] for some in (True, False))
+    return solved + repaired + never
 
 
 def _high_ppl(

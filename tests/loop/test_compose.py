@@ -101,17 +101,19 @@ def test_the_hardest_by_rollouts_are_taken_first():
     assert taken[150:] == [f"m{i:05d}" for i in range(597, 397, -4)]
 
 
-def test_error_seeds_that_a_rollout_solved_come_first():
+def test_error_seeds_that_a_rollout_solved_come_first_then_repaired_ones():
     wrong = many("e", 60, kind="error", round=2, verdict="prediction_wrong")
     repaired = many("r", 5, kind="error", round=2, verdict="label_wrong")
-    rates = {item.id: float(i < 20) / 8 for i, item in enumerate(wrong)}  # of r…: those of the label that was replaced
+    rates = {item.id: float(i < 20) / 8 for i, item in enumerate(wrong)}
+    rates["r00000"] = 1.0  # of the label that was replaced: it says nothing of the new one
     cfg = ComposeConfig(error_order="solved")
-    kept = {item.id for item in (*wrong[:20], *repaired)}
-    assert {item.id for item in seeds_to_expand(wrong + repaired, rates, 240, 3, 1, cfg)} == kept
+    order = [item.id for item in seeds_to_expand(wrong + repaired, rates, 600, 3, 1, cfg)]
+    assert set(order[:20]) == {item.id for item in wrong[:20]} and order[:20] != sorted(order[:20])
+    assert set(order[20:25]) == {item.id for item in repaired} and len(order) == 63
     taken = compose(wrong + repaired, rates, [], mastered(600), [], 240, seed=3, round_=1, cfg=cfg).samples
-    assert {item.id for item in taken if item.origin.kind == "error"} == kept
-    random = {item.id for item in seeds_to_expand(wrong + repaired, rates, 240, 3, 1, ComposeConfig())}
-    assert len(random) == 25 and random != kept
+    assert {item.id for item in taken if item.origin.kind == "error"} == set(order[:25])
+    random = [item.id for item in seeds_to_expand(wrong + repaired, rates, 600, 3, 1, ComposeConfig())]
+    assert set(random[:20]) != set(order[:20])
 
 
 def test_what_is_short_is_filled_by_high_ppl_then_seed_new_then_mastered():
