@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from looptool_jax.loop.train import read_passed
 from looptool_jax.parallel.processes import PREEMPTED
 
 from .conftest import Ended, Processes, ended
@@ -113,6 +114,12 @@ def test_the_same_decisions_as_in_one_process(one, undisturbed):
         [json.loads(line) for line in (run / "round-1/train/steps.jsonl").read_text().splitlines()]
         for run in (several, one)
     ]
+    passed = [read_passed(str(run / "round-1/train")) for run in (several, one)]
+    assert passed[0] == passed[1]
+    shares = [sum(line.right / line.group for line in passed[0]) / len(passed[0])]
+    shares += [sum(line.zero_variance for line in passed[0]) / len(passed[0])]
+    means = [sum(row[name] for row in rows[0]) / len(rows[0]) for name in ("reward", "zero_variance")]
+    assert shares == pytest.approx(means, abs=1e-6)
     for theirs, ours in zip(*rows, strict=True):
         for name in ("reward", "answer_tokens", "tokens", "prompt_tokens"):
             assert theirs[name] == ours[name], name
