@@ -34,6 +34,7 @@ from looptool_jax.parallel import rules
 from looptool_jax.parallel.compilation import bucket, compiled_ahead
 
 SMALLEST_BUCKET = 16
+FINE_BUCKETS = 512
 
 
 class EngineError(ValueError):
@@ -365,8 +366,11 @@ class DecoderEngine(engine_api.Engine):
     # --- what the batch loop calls ----------------------------------------------------------------------------------
 
     def bucket(self, length: int) -> int:
-        """The padded length that a prompt of `length` tokens is computed at. It depends on nothing else."""
-        return bucket(length, SMALLEST_BUCKET, self.prompt_len)
+        """The padded length that a prompt of `length` tokens is computed at. It depends on nothing else. Above
+        `FINE_BUCKETS`, where computing costs more than compiling, three quarters of a power of two are one too."""
+        size = bucket(length, SMALLEST_BUCKET, self.prompt_len)
+        smaller = size - size // 4
+        return smaller if length <= smaller and size > FINE_BUCKETS else size
 
     def prefill_many(self, params: Params, tokens: Int[np.ndarray, "N T"], length: Int[np.ndarray, " N"]) -> Prefix:
         """Prefill of N prompts padded to one bucket T."""

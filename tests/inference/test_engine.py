@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import wait
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -163,6 +164,24 @@ def test_buckets_are_powers_of_two_up_to_the_prompt_length(engine):
     assert [engine.bucket(length) for length in (1, 16, 17, 32)] == [16, 16, 32, 32]
     assert {bucket(length, 16, 40) for length in range(1, 41)} == {16, 32, 40}
     assert {bucket(length, 16, 9) for length in range(1, 10)} == {9}
+
+
+def test_long_buckets_are_finer():
+    """At most a third of padding, whatever the limit."""
+    from looptool_jax.inference.engine import FINE_BUCKETS, DecoderEngine
+
+    def sizes(limit: int) -> set[int]:
+        engine = SimpleNamespace(prompt_len=limit)
+        found = {length: DecoderEngine.bucket(engine, length) for length in range(1, limit + 1)}
+        assert all(length <= size <= limit for length, size in found.items())
+        assert all(size <= 3 / 2 * length for length, size in found.items() if length > FINE_BUCKETS)
+        return set(found.values())
+
+    small = {16, 32, 64, 128, 256, 512}
+    assert sizes(2048) == small | {768, 1024, 1536, 2048}
+    assert sizes(1000) == small | {750, 1000}
+    assert sizes(600) == small | {600}
+    assert sizes(10240) == small | {768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 10240}
 
 
 def test_bad_sizes_are_refused(make_engine):
