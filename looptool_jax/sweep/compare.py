@@ -32,6 +32,7 @@ from looptool_jax.sweep.summary import shown_interval, shown_mean
 from looptool_jax.sweep.values import SweepError
 
 LEVEL = 0.05
+MOST_NAMED = 8
 APART = (
     "run_dir",
     SEED,
@@ -126,7 +127,7 @@ def compare_runs(paths: Sequence[str]) -> Comparison:
     tables = [_settings_table(groups), _accuracy_table(groups), _category_table(groups), _seeds_table(differences)]
     tables += [_items_table(differences), _cost_table(groups)]
     tests = [sum(p is not None for p in known) for known in (by_seeds, by_items)]
-    said = [conclusion(one, *tests) for one in differences]
+    said = [*(line for path in paths if (line := _missing(path))), *(conclusion(one, *tests) for one in differences)]
     return Comparison(groups, differences, [one for one in tables if one.rows], said)
 
 
@@ -203,6 +204,22 @@ def _runs(path: str) -> list[Run]:
     if not run.figures.last:
         raise DataError(f"{path}: the run has no held-out accuracy after a round (yet); nothing of it can be compared")
     return [run]
+
+
+def _missing(path: str) -> str:
+    """A line on the trials of a sweep that have gone through fewer rounds than they are to; "" where none has."""
+    if not exists(join(path, KEPT)) or (sweep := kept_sweep(path)).search:
+        return ""
+    trials = sweep.trials()
+    short = []
+    for trial in trials:
+        folder = join(path, "trials", trial.name)
+        if not exists(join(folder, MANIFEST)) or read_figures(folder).last < kept_settings(folder)["rounds"]:
+            short.append(trial.name)
+    if not short:
+        return ""
+    more = f", and {len(short) - MOST_NAMED} more" if len(short) > MOST_NAMED else ""
+    return f"{path}: {len(short)} of {len(trials)} trials are not finished: {', '.join(short[:MOST_NAMED])}{more}."
 
 
 def _run(path: str, name: str) -> Run:
@@ -315,7 +332,8 @@ def _mean_at(group: Group, round_: int) -> str:
 
 
 def _category_table(groups: Sequence[Group]) -> Table:
-    names = sorted({name for group in groups for name in group.runs[0].figures.held_out[group.last]["by_category"]})
+    asked = [run.figures.held_out[group.last]["by_category"] for group in groups for run in group.runs]
+    names = sorted({name for categories in asked for name in categories})
     rows = []
     for group in groups:
         cells = []

@@ -191,6 +191,22 @@ def test_a_sweeps_folder_is_its_trials(tmp_path):
         make_run(tmp_path / "trials" / trial.name, verdicts(10, 20, 25), *trial.overrides, "rounds=2")
     found = compare_runs([str(tmp_path)])
     assert [(group.name, len(group.runs)) for group in found.groups] == [("batch=4", 2), ("batch=8", 2)]
+    assert len(found.conclusions) == 1
+
+
+def test_trials_that_are_missing_are_named(tmp_path):
+    sweep = read_sweep(None, "micro", ["train.batch=4,8", "seed=range(8)"])
+    keep_sweep(sweep, str(tmp_path))
+    for trial in sweep.trials():
+        if trial.group == "batch=4" or trial.seed in ("3", "5"):
+            rounds = verdicts(10, 20) if trial.seed == "5" else verdicts(10, 20, 25)
+            make_run(tmp_path / "trials" / trial.name, rounds, *trial.overrides, "rounds=2")
+    first, *_ = compare_runs([str(tmp_path)]).conclusions
+    assert first.startswith(f"{tmp_path}: 8 of 16 trials are not finished: batch=4,seed=5, batch=8,seed=0, ")
+    assert first.endswith("batch=8,seed=7.") and "seed=3" not in first
+    many = read_sweep(None, "micro", ["train.batch=4,8", "seed=range(9)"])
+    keep_sweep(many, str(tmp_path))
+    assert "batch=8,seed=6, and 2 more." in compare_runs([str(tmp_path)]).conclusions[0]
 
 
 def test_pages_hold_text_as_text(tmp_path):
