@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -132,7 +133,8 @@ def train(
     The optimiser starts fresh. Steps are logged to `out/steps.jsonl`, how fast they were to the console alone; how many
     of the answers to each sample were right, epoch by epoch, to `out/passed.jsonl`. Killed and called again with the
     same arguments, it continues from the last checkpoint in `out/checkpoints` and ends with the same weights.
-    Raises Preempted when the machine is wanted back, behind a checkpoint of the last finished step.
+    Raises Preempted when the machine is wanted back, behind a checkpoint of the last finished step; DataError where the
+    loss or its gradient is no number any more.
     """
     import jax
     import jax.numpy as jnp
@@ -178,6 +180,11 @@ def train(
         scored = time.monotonic()
         metrics = trainer.update(prompts, groups, rewards)
         seconds = time.monotonic() - scored
+        if odd := [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]:
+            raise DataError(
+                f"{out}: {odd[0]} is {metrics[odd[0]]} in step {step + 1} of {len(batches)}, so the weights are lost; "
+                "try a lower train.optimizer.learning_rate, or train.grpo.compute_dtype=float32, in another run_dir"
+            )
         metrics["learning_rate"] = float(f"{float(rate(step * cfg.updates)):.8g}")
         step += 1
         row = {"step": step, "epoch": batch.epoch, **_rollout_metrics(groups, rewards), **metrics}

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from looptool_jax.data.store import read_jsonl, write_jsonl
+from looptool_jax.data.store import DataError, read_jsonl, write_jsonl
 from looptool_jax.inference.answers import Answer, Answerer
 from looptool_jax.loop import train as training
 from looptool_jax.loop.console import Console, Watcher
@@ -115,28 +115,32 @@ class Told(Watcher):
         self.rows.append((step, metrics))
 
 
+class Trainer:
+    """An update that costs nothing and says what it is told to."""
+
+    loss = 0.5
+
+    def __init__(self, *args, **how):
+        self.updates = how["updates"]
+
+    def restore(self):
+        return 0
+
+    def policy(self):
+        return None
+
+    def update(self, prompts, groups, rewards):
+        assert rewards.shape == (2, 2)
+        return {"loss": self.loss, "zero": 0.0, "grad_norm": 1.0, "tokens": 20.0, "prompt_tokens": 6.0}
+
+    def share_of_peak(self, prompts, groups, seconds):
+        return 0.25 * seconds
+
+    save = export = lambda self, *args: None
+
+
 def test_rates_and_speeds_of_the_steps_of_a_round(tmp_path, monkeypatch):
     """Two updates a step beside a clock that goes a second a look: the rate is that of a step's first update."""
-
-    class Trainer:
-        def __init__(self, *args, **how):
-            self.updates = how["updates"]
-
-        def restore(self):
-            return 0
-
-        def policy(self):
-            return None
-
-        def update(self, prompts, groups, rewards):
-            assert rewards.shape == (2, 2)
-            return {"loss": 0.5, "zero": 0.0, "grad_norm": 1.0, "tokens": 20.0, "prompt_tokens": 6.0}
-
-        def share_of_peak(self, prompts, groups, seconds):
-            return 0.25 * seconds
-
-        save = export = lambda self, *args: None
-
     clock = count()
     monkeypatch.setattr(policy, "PolicyTrainer", Trainer)
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
@@ -156,6 +160,20 @@ def test_rates_and_speeds_of_the_steps_of_a_round(tmp_path, monkeypatch):
     speed = {"train/tokens_per_second/rollout": 20.0, "train/tokens_per_second/update": 26.0, "train/mfu": 0.25}
     assert console.speed == speed and told.rows[1][1].items() >= speed.items()
     assert not any("second" in key or "mfu" in key for row in rows for key in row), "the clock is in no artifact"
+
+
+def test_a_loss_that_is_no_number_ends_the_round_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(policy, "PolicyTrainer", Trainer)
+    monkeypatch.setattr(Trainer, "loss", float("nan"))
+    monkeypatch.setattr(training.Answerer, "prompt", lambda self, sample: [1, 2, 3])
+    answer = Answer("", [7] * 5, [0.0] * 5, "stop")
+    monkeypatch.setattr(training.Answerer, "groups", lambda self, samples, *rest: [[answer] * 2 for _ in samples])
+    cfg = training.TrainConfig(batch=2, group=2, epochs=1)
+    with pytest.raises(DataError, match=r"loss is nan in step 1 of 3.*learning_rate"):
+        training.train(
+            Answerer(None), world("train", 6, 3), cfg, RewardConfig(), 5, 2, str(tmp_path), Console(quiet=True)
+        )
+    assert not (tmp_path / "steps.jsonl").exists()
 
 
 def test_what_each_part_of_a_round_taught():
