@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from looptool_jax.config import check_kept
+from looptool_jax.config import check_kept, keep_config
 from looptool_jax.data.store import DataError, exists, is_url, join, read_bytes, write_bytes
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.manifest import NAME as MANIFEST
@@ -152,6 +152,7 @@ class Trials:
             if (found := donor(task.trial, self.config(task), others)) is None:
                 return ""
             other, stages = found
+            keep_config(self.config(task))  # in place of what a trial that was killed in its first stage had
             take_over(others[other], folder, stages)
         except ValueError as error:
             return f", without what others have done: {error}"
