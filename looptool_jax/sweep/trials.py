@@ -143,9 +143,12 @@ class Trials:
         self._running[_Process([*PROGRAM, *self.command(task)], self._log(task.trial), label)] = task
 
     def _taken_over(self, task: Task) -> str:
-        """Give a trial that has not begun the stages that another one of the sweep has done for it; says so."""
+        """Give a trial that has not begun the stages that another one of the sweep has done for it; says so.
+
+        Not of several processes: the trials of the others are started already, and wait for minutes only.
+        """
         folder = self.run_dir(task.trial)
-        if self.sweep.search or not self.place.first or exists(join(folder, MANIFEST)):
+        if self.sweep.search or self.place.several or exists(join(folder, MANIFEST)):
             return ""
         others = {other: self.run_dir(other) for other in self.sweep.trials()}
         try:

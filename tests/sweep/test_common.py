@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from looptool_jax.config import keep_config, load_config
+from looptool_jax.config import check_kept, keep_config, load_config
 from looptool_jax.data.store import DataError, file_sha256, join, lock_directory, remove, write_jsonl
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.environment import environments
@@ -18,7 +18,9 @@ from looptool_jax.loop.metrics import kind
 from looptool_jax.loop.run_config import RunConfig, flat
 from looptool_jax.loop.runner import Runner
 from looptool_jax.sweep.common import _FIRST, _NEVER, alike, donor, take_over
-from looptool_jax.sweep.space import Trial
+from looptool_jax.sweep.order import Task
+from looptool_jax.sweep.space import Trial, read_sweep
+from looptool_jax.sweep.trials import Place, Trials
 
 from ..report.scripted_run import make_run
 
@@ -190,6 +192,25 @@ def test_adapters_in_a_bucket_that_name_a_warmed_up_base_by_its_url_stay_with_it
         cfg = config("compose.high_ppl=random", "warmup={}", "train.lora={}", f"run_dir={folder}")
         found = donor(mine, cfg, others)
         assert found is not None and found[1][-1] == last
+
+
+def test_a_trial_begins_behind_what_others_have_done_or_says_why_not(tmp_path):
+    sweep = read_sweep(None, "micro", ["rounds=2", "compose.high_ppl=top,random"])
+    first, second = sweep.trials()
+    folder = tmp_path / "trials" / first.name
+    begun(folder, plan(), *first.overrides)
+
+    def said(place: Place) -> str:
+        return Trials(sweep, str(tmp_path), Console(quiet=True), place=place)._taken_over(Task(second))
+
+    assert said(Place(0, several=True)) == ""  # the others' processes wait for this one's already
+    data = (folder / "seed/out.jsonl").read_bytes()
+    (folder / "seed/out.jsonl").write_text("")
+    assert said(Place()).startswith(", without what others have done: ")
+    (folder / "seed/out.jsonl").write_bytes(data)
+    assert said(Place()) == " behind round-1/judge, as high_ppl=top has done it"
+    check_kept(sweep.trial_config(second, str(tmp_path / "trials" / second.name)))
+    assert said(Place()) == ""  # it has begun
 
 
 def test_stages_go_to_a_bucket_and_come_from_one(tmp_path, bucket):
