@@ -2,14 +2,15 @@
 
     python benchmarks/evidence.py SWEEP --out FOLDER
 
-SWEEP: the folder of a sweep with variants and seeds, such as `looptool sweep ablations` makes. Printed, each with means
-over seeds and 95 % t-intervals:
+SWEEP: the folder of a sweep with variants and seeds, such as `looptool sweep ablations` makes. Printed:
 
 - the accuracy of every round's policy on 1,000 new requests for the functions that it was trained on, beside that on
-  the run's own held-out functions, and the difference to the first variant over paired seeds;
-- what the parts of the data sets taught: right answers of the rollouts and groups without signal;
-- wrong labels among the seeds of every data set, and what label repair did;
-- seconds, tokens and FLOPs by stage, and for each point of accuracy gained.
+  the run's own held-out functions, and the difference to the first variant over paired seeds: means over seeds with
+  95 % t-intervals; p of the paired t-test, as it is and corrected for the number of variants (Holm), and of all signs;
+- what the parts of the data sets taught: right answers of the rollouts and groups without signal, of all seeds
+  together;
+- wrong labels among the seeds of every data set, and what label repair did: means over seeds with 95 % t-intervals;
+- seconds, tokens and FLOPs by stage, and for each point of accuracy gained: means over seeds.
 
 FOLDER gets the answers (what is there is not answered again), the tables (evidence.md) and the charts (SVG).
 """
@@ -20,6 +21,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,12 +37,13 @@ from peers.alternate import table
 from looptool_jax.config import load_config
 from looptool_jax.data.store import join, write_text
 from looptool_jax.evaluation.heldout import evaluate
-from looptool_jax.evaluation.statistics import Estimate, mean_over_seeds, sign_flips
+from looptool_jax.evaluation.statistics import Estimate, holm, mean_over_seeds, sign_flips
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.ledger import Cost, Ledger
-from looptool_jax.loop.manifest import Manifest, eval_folder, policy_folder
+from looptool_jax.loop.manifest import Manifest, eval_folder
 from looptool_jax.loop.metrics import kind
 from looptool_jax.loop.pool import ModelPool
+from looptool_jax.loop.runner import Runner
 from looptool_jax.report.tables import rounds_of, stage_flops
 from looptool_jax.sweep.space import kept_sweep
 from looptool_jax.world import generate
@@ -95,18 +98,17 @@ def finished(sweep: str, out: str) -> Iterator[Run]:
     for trial in kept_sweep(sweep).trials():
         folder = join(sweep, "trials", trial.name)
         entries = Manifest(folder).stages
-        if not entries:
-            continue
-        cfg = load_config(join(folder, "config.yaml"), [f"run_dir={folder}"])
-        if f"round-{cfg.rounds}/eval" not in entries:
+        cfg = load_config(join(folder, "config.yaml"), [f"run_dir={folder}"]) if entries else None
+        if cfg is None or f"round-{cfg.rounds}/eval" not in entries:
             print(f"{trial.name}: not finished, left out")
             continue
         seen = []
+        runner = Runner(cfg, QUIET)
         for round_ in range(cfg.rounds + 1):
-            weights, path = "before", cfg.policy.path
-            if round_:
-                path = join(folder, policy_folder(round_))
-                weights = entries[f"round-{round_}/train"]["outputs"][f"{policy_folder(round_)}/model.safetensors"]
+            weights, path = sha256(str(cfg.policy.path).encode()).hexdigest(), cfg.policy.path
+            if trained := runner.policy_dir(round_):
+                path, stage = join(folder, trained), trained.rpartition("/")[0]
+                weights = entries[stage]["outputs"][f"{trained}/model.safetensors"]
             if weights not in known:
                 where = join(out, "answers", weights[:16])
                 policy = ModelPool(cfg.mesh, out).lend(replace(cfg.policy, path=path))
@@ -121,19 +123,31 @@ def accuracies(groups: dict[str, list[Run]], key: str) -> Iterator[list[str]]:
     """A line a group: accuracy round by round, the gain, and how much more than the first group's it is."""
     first = next(iter(groups.values()))
     rounds = range(len(first[0].accuracy[key]))
-    yield ["variant", "n", "before", *(f"round {r}" for r in rounds[1:]), "gain", f"beyond {first[0].group}", "p"]
-    for runs in groups.values():
+    yield [
+        "variant", "n", "before", *(f"round {r}" for r in rounds[1:]), "gain", f"beyond {first[0].group}", "pairs", "p",
+        "p (Holm)", "p (signs)",
+    ]  # fmt: skip
+    gains = {
+        group: {run.seed: run.accuracy[key][-1] - run.accuracy[key][0] for run in runs}
+        for group, runs in groups.items()
+    }
+    reference = gains[first[0].group]
+    beyond = {
+        group: [own[seed] - reference[seed] for seed in own if seed in reference]
+        for group, own in gains.items()
+        if own is not reference
+    }
+    found = {group: mean_over_seeds(more) for group, more in beyond.items() if more}
+    corrected = dict(zip(found, holm([more.p for more in found.values()]), strict=True))
+    for group, runs in groups.items():
         values = [mean_over_seeds([run.accuracy[key][r] for run in runs]) for r in rounds]
-        gains = {run.seed: run.accuracy[key][-1] - run.accuracy[key][0] for run in runs}
-        reference = {run.seed: run.accuracy[key][-1] - run.accuracy[key][0] for run in first}
-        beyond = [gains[seed] - reference[seed] for seed in gains if seed in reference]
-        more, p = ("–", "–")
-        if runs is not first and beyond:
-            more = points(mean_over_seeds(beyond))
-            p = f"{mean_over_seeds(beyond).p or 0:.3f} ({sign_flips(beyond):.3f})"
+        against = ["–"] * 5
+        if more := found.get(group):
+            signs = sign_flips(beyond[group])
+            against = [points(more), str(more.n), *(p_value(p) for p in (more.p, corrected[group], signs))]
         yield [
-            runs[0].group, str(len(runs)), *(shown(value) for value in values),
-            points(mean_over_seeds(list(gains.values()))), more, p,
+            group, str(len(runs)), *(shown(value) for value in values),
+            points(mean_over_seeds(list(gains[group].values()))), *against,
         ]  # fmt: skip
 
 
@@ -236,6 +250,11 @@ def points(value: Estimate) -> str:
         if value.low is not None and value.high is not None
         else ""
     )
+
+
+def p_value(p: float | None) -> str:
+    """– where there is no spread to judge by: one pair, or differences that are all alike."""
+    return "–" if p is None else f"{p:.3f}"
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
     python benchmarks/noise_cost.py SWEEP --out FOLDER [--variant full]
 
-Of every finished trial of the variant (a run on the world, with label noise): the policy that the run began with is
-trained for one round on D_1 as it was, on D_1 as the judge of round 1 left it (labels replaced; what was set aside is
-left out, and as many others are repeated), and on D_1 with its true labels. Same samples but for that, same order, same
-steps, same random keys. Accuracy is that on the run's held-out functions and on new requests for the training
-functions, as in evidence.py. What is trained is not trained again.
+Of every trial of the variant that has judged its first round (a run on the world, with label noise, without a warm-up):
+the policy that the run began with is trained for one round on D_1 as it was, on D_1 as the judge of round 1 left it
+(labels replaced; in the place of every sample that was set aside another one is repeated), and on D_1 with its true
+labels. Same samples but for that, same order, same steps, same random keys. Accuracy is that on the run's held-out
+functions and on new requests for the training functions, as in evidence.py; p: of all signs. What is trained is not
+trained again.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from looptool_jax.evaluation.statistics import mean_over_seeds, sign_flips
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.judge import ErrorSeed
 from looptool_jax.loop.keys import random_for
+from looptool_jax.loop.manifest import Manifest
 from looptool_jax.loop.pool import ModelPool
 from looptool_jax.loop.train import train
 from looptool_jax.sweep.space import kept_sweep
@@ -72,8 +74,7 @@ def main() -> None:
 
 def trained(run: str, out: str) -> list[dict[str, Any]]:
     """A row for each kind of labels: the share of wrong ones, and the accuracies after a round on them."""
-    judged = join(run, "round-1/judge/judgements.jsonl")
-    if not exists(judged):
+    if not Manifest(run).done("round-1/judge"):
         return []
     cfg = load_config(join(run, "config.yaml"), [f"run_dir={run}"])
     noisy = list(read_samples(join(run, "round-1/data.jsonl")))
@@ -107,22 +108,20 @@ def trained(run: str, out: str) -> list[dict[str, Any]]:
 
 
 def repaired(noisy: Sequence[Sample], run: str) -> list[Sample]:
-    """D_1 behind label verification, as large as before."""
+    """D_1 behind label verification, every sample in the place that it had."""
     now = {
         row.sample.id: row.sample
         for row in map(ErrorSeed.from_json, read_jsonl(join(run, "round-1/judge/errors.jsonl")))
     }
     verdicts = read_jsonl(join(run, "round-1/judge/judgements.jsonl"))
     gone = {row["id"] for row in verdicts if row["verdict"] in ("both_wrong", "undecided")}
-    kept = [
-        replace(sample, target=now[sample.id].target) if sample.id in now else sample
-        for sample in noisy
-        if sample.id not in gone
-    ]
+    samples = [replace(sample, target=now[sample.id].target) if sample.id in now else sample for sample in noisy]
+    kept = [sample for sample in samples if sample.id not in gone]
     if not kept:
         raise DataError(f"{run}: nothing of D_1 is left")
-    again = random_for(0, "repeated").choices(kept, k=len(noisy) - len(kept))
-    return kept + [replace(sample, id=f"{sample.id}{AGAIN}{i}") for i, sample in enumerate(again)]
+    again = enumerate(random_for(0, "repeated").choices(kept, k=len(gone)))
+    repeats = (replace(sample, id=f"{sample.id}{AGAIN}{i}") for i, sample in again)
+    return [next(repeats) if sample.id in gone else sample for sample in samples]
 
 
 if __name__ == "__main__":

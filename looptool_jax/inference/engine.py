@@ -369,8 +369,8 @@ class DecoderEngine(engine_api.Engine):
         """The padded length that a prompt of `length` tokens is computed at. It depends on nothing else. Above
         `FINE_BUCKETS`, where computing costs more than compiling, three quarters of a power of two are one too."""
         size = bucket(length, SMALLEST_BUCKET, self.prompt_len)
-        smaller = size - size // 4
-        return smaller if length <= smaller and size > FINE_BUCKETS else size
+        smaller = 3 << (length - 1).bit_length() >> 2
+        return min(size, smaller) if FINE_BUCKETS < length <= smaller else size
 
     def prefill_many(self, params: Params, tokens: Int[np.ndarray, "N T"], length: Int[np.ndarray, " N"]) -> Prefix:
         """Prefill of N prompts padded to one bucket T."""

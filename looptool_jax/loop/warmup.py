@@ -136,6 +136,8 @@ class NanoConfig:
                 )
             given[key] = int(value)
         cfg = cls(**given)
+        if cfg.seed >= WARMUP_SEEDS:
+            raise DataError(f"seed={cfg.seed}: from 0 to {WARMUP_SEEDS - 1}")
         if cfg.num_heads % cfg.num_kv_heads:
             raise DataError(f"num_kv_heads={cfg.num_kv_heads} does not divide num_heads={cfg.num_heads}")
         if cfg.head_dim % 2:

@@ -112,7 +112,8 @@ def compare_runs(paths: Sequence[str]) -> Comparison:
 
     Raises SweepError where there is nothing to compare; DataError, ConfigError for what is no run.
     """
-    groups = _groups([run for path in paths for run in _runs(path)])
+    distinct, again = _once([run for path in paths for run in _runs(path)])
+    groups = _groups(distinct)
     if len(groups) < 2:
         runs = len(groups[0].runs)
         what = "one run with results" if runs == 1 else f"{runs} runs with the same settings but for the seed"
@@ -127,7 +128,8 @@ def compare_runs(paths: Sequence[str]) -> Comparison:
     tables = [_settings_table(groups), _accuracy_table(groups), _category_table(groups), _seeds_table(differences)]
     tables += [_items_table(differences), _cost_table(groups)]
     tests = [sum(p is not None for p in known) for known in (by_seeds, by_items)]
-    said = [*(line for path in paths if (line := _missing(path))), *(conclusion(one, *tests) for one in differences)]
+    said = [line for line in (*map(_missing, paths), again) if line]
+    said += [conclusion(one, *tests) for one in differences]
     return Comparison(groups, differences, [one for one in tables if one.rows], said)
 
 
@@ -216,10 +218,7 @@ def _missing(path: str) -> str:
         folder = join(path, "trials", trial.name)
         if not exists(join(folder, MANIFEST)) or read_figures(folder).last < kept_settings(folder)["rounds"]:
             short.append(trial.name)
-    if not short:
-        return ""
-    more = f", and {len(short) - MOST_NAMED} more" if len(short) > MOST_NAMED else ""
-    return f"{path}: {len(short)} of {len(trials)} trials are not finished: {', '.join(short[:MOST_NAMED])}{more}."
+    return f"{path}: {len(short)} of {len(trials)} trials are not finished: {_named(short)}." if short else ""
 
 
 def _run(path: str, name: str) -> Run:
@@ -232,19 +231,43 @@ def _matters(key: str) -> bool:
     return key not in APART and not key.startswith("synthesis.")
 
 
+def _once(runs: Sequence[Run]) -> tuple[list[Run], str]:
+    """The runs without those that repeat another one, settings and seed, which tell nothing new; and a line on these.
+
+    Such are the trials of a variant whose settings are the base's own.
+    """
+    found: dict[tuple[str, int], Run] = {}
+    again: list[str] = []
+    for run in runs:
+        first = found.setdefault((_key(run), run.seed), run)
+        if first is not run and first.figures.run_dir == run.figures.run_dir:
+            raise SweepError(f"{run.figures.run_dir}: given twice")
+        if first is not run:
+            again.append(f"{run.name} that of {first.name}")
+    if not again:
+        return list(found.values()), ""
+    return list(found.values()), f"The same run, settings and seed, counts once: {_named(again)}."
+
+
 def _groups(runs: Sequence[Run]) -> list[Group]:
     """By settings, in the order in which they come; named after their first run, without its seed."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        members = found.setdefault(json.dumps(run.settings, sort_keys=True), [])
-        if any(run.figures.run_dir == other.figures.run_dir for other in members):
-            raise SweepError(f"{run.figures.run_dir}: given twice")
-        members.append(run)
+        found.setdefault(_key(run), []).append(run)
     names: list[str] = []
     for members in found.values():
         name = members[0].name.partition(f",{SEED}=")[0]
         names.append(name if name not in names else members[0].figures.run_dir)
     return [Group(name, members) for name, members in zip(names, found.values(), strict=True)]
+
+
+def _key(run: Run) -> str:
+    return json.dumps(run.settings, sort_keys=True)
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f", and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"{', '.join(names[:MOST_NAMED])}{more}"
 
 
 # --- differences ------------------------------------------------------------------------------------------------------
@@ -254,8 +277,7 @@ def _difference(reference: Group, group: Group) -> Difference:
     round_ = min(reference.last, group.last)
     first, second = ({run.seed: run for run in one.runs} for one in (reference, group))
     both = sorted(first.keys() & second.keys())
-    unique = len(first) == len(reference.runs) and len(second) == len(group.runs)
-    paired = unique and len(both) >= 2
+    paired = len(both) >= 2
     seeds, permuted = None, None
     if paired:
         changes = [_gain(second[seed], round_) - _gain(first[seed], round_) for seed in both]

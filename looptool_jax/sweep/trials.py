@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from looptool_jax.config import check_kept
+from looptool_jax.config import check_kept, keep_config
 from looptool_jax.data.store import DataError, exists, is_url, join, read_bytes, write_bytes
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.manifest import NAME as MANIFEST
@@ -143,15 +143,19 @@ class Trials:
         self._running[_Process([*PROGRAM, *self.command(task)], self._log(task.trial), label)] = task
 
     def _taken_over(self, task: Task) -> str:
-        """Give a trial that has not begun the stages that another one of the sweep has done for it; says so."""
+        """Give a trial that has not begun the stages that another one of the sweep has done for it; says so.
+
+        Not of several processes: the trials of the others are started already, and wait for minutes only.
+        """
         folder = self.run_dir(task.trial)
-        if self.sweep.search or not self.place.first or exists(join(folder, MANIFEST)):
+        if self.sweep.search or self.place.several or exists(join(folder, MANIFEST)):
             return ""
         others = {other: self.run_dir(other) for other in self.sweep.trials()}
         try:
             if (found := donor(task.trial, self.config(task), others)) is None:
                 return ""
             other, stages = found
+            keep_config(self.config(task))  # in place of what a trial that was killed in its first stage had
             take_over(others[other], folder, stages)
         except ValueError as error:
             return f", without what others have done: {error}"

@@ -26,9 +26,11 @@ from looptool_jax.cli import app
 from looptool_jax.config import ConfigError, find_trees, load_config, shipped_configs
 from looptool_jax.data.exporters import EXPORTS
 from looptool_jax.data.importers import FORMATS
+from looptool_jax.data.store import DataError
 from looptool_jax.data.tool_documents import TOOL_FORMATS
 from looptool_jax.evaluation.acebench.data import choose_categories as acebench_categories
 from looptool_jax.evaluation.bfcl.data import choose_categories as bfcl_categories
+from looptool_jax.loop.warmup import NanoConfig
 from looptool_jax.sweep.space import check as check_sweep
 from looptool_jax.sweep.space import read_sweep
 from looptool_jax.world import generate
@@ -113,7 +115,9 @@ def check(arguments: list[str]) -> None:
     """Read a command, and what its values name: settings, configurations, formats, categories, trees."""
     name, params = read(arguments)
     overrides = list(params.get("overrides") or ())
-    if "config" in params or overrides:
+    if name == "warmup" and not params["data"]:  # the embedded model
+        NanoConfig.with_sizes(overrides)
+    elif "config" in params or overrides:
         config = params.get("config") or "quickstart"
         own = config.endswith(".yaml") and config not in shipped_configs()  # the reader's
         named = [f"policy.path={params['model']}"] if params.get("model") and not overrides else []
@@ -194,6 +198,7 @@ def test_the_check_finds_what_is_wrong():
         ("looptool run --config quikstart", ConfigError),
         ("looptool run --config quickstart train.bacth=3", ConfigError),
         ("looptool run --config quickstart judge.verdicts=loud", ConfigError),
+        ("looptool warmup --out nano hiden_size=256", DataError),
         ("looptool import a.jsonl --format opnai --out b", AssertionError),
         ("looptool eval bfcl --model m --categories sngle_turn --out e", ValueError),
         ("looptool synthesize apis --trees travl --out apis", ConfigError),

@@ -179,8 +179,10 @@ def test_long_buckets_are_finer():
 
     small = {16, 32, 64, 128, 256, 512}
     assert sizes(2048) == small | {768, 1024, 1536, 2048}
-    assert sizes(1000) == small | {750, 1000}
+    assert sizes(1000) == small | {768, 1000}
     assert sizes(600) == small | {600}
+    assert sizes(700) == small | {700}
+    assert sizes(11000) == small | {768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 11000}
     assert sizes(10240) == small | {768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 10240}
 
 

@@ -155,6 +155,7 @@ def test_the_embedded_model_can_be_made_in_other_sizes():
     [
         ("hidden_size=0", "a whole number"), ("hidden_size=-8", "a whole number"), ("head_dim=1e3", "a whole number"),
         ("stages=3", "a whole number can be given for seed, hidden_size"), ("hidden_size", "such as hidden_size=256"),
+        (f"seed={10**30}", "from 0 to 999999"),
         ("num_kv_heads=3", "does not divide num_heads=4"), ("head_dim=31", "even number"),
     ],
 )  # fmt: skip

@@ -194,6 +194,26 @@ def test_a_sweeps_folder_is_its_trials(tmp_path):
     assert len(found.conclusions) == 1
 
 
+def test_a_run_that_is_there_again_counts_once(tmp_path):
+    """As a variant whose settings are the base's own: its runs are no further seeds."""
+    (tmp_path / "of.yaml").write_text(
+        json.dumps({
+            "config": "micro", "grid": {"seed": "range(3)"},
+            "variants": {"full": {}, "same": {"static": False}, "static": {"static": True}},
+        })
+    )  # fmt: skip
+    sweep = read_sweep(str(tmp_path / "of.yaml"))
+    keep_sweep(sweep, str(tmp_path))
+    for i, trial in enumerate(sweep.trials()):
+        make_run(tmp_path / "trials" / trial.name, verdicts(10, 20 + i % 3, 25), *trial.overrides, "rounds=2")
+    found = compare_runs([str(tmp_path)])
+    assert [(group.name, len(group.runs)) for group in found.groups] == [("full", 3), ("static", 3)]
+    assert found.differences[0].paired
+    assert found.conclusions[0].startswith(
+        "The same run, settings and seed, counts once: same,seed=0 that of full,seed=0, same,seed=1 that of "
+    )
+
+
 def test_trials_that_are_missing_are_named(tmp_path):
     sweep = read_sweep(None, "micro", ["train.batch=4,8", "seed=range(8)"])
     keep_sweep(sweep, str(tmp_path))

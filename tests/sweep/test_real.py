@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from looptool_jax.cli import app
+from looptool_jax.config import keep_config, load_config
 from looptool_jax.data.store import read_jsonl, read_text
 from looptool_jax.report.html import write_report
 
@@ -77,6 +78,7 @@ def test_its_runs_are_compared(two, tmp_path):
 
 def test_what_trials_have_in_common_is_computed_once(tmp_path):
     """Without a loop behind the round nothing that is composed matters: the second trial is the first."""
+    keep_config(load_config("micro", ["seed=5", f"run_dir={tmp_path}/trials/high_ppl=random"]))  # killed when it began
     said = sweep("--config", "micro", "compose.high_ppl=top,random", *SHORT, out=tmp_path).stdout
     assert "1/2 high_ppl=top: started\n" in said
     assert "2/2 high_ppl=random: started behind round-1/eval, as high_ppl=top has done it\n" in said
