@@ -72,7 +72,7 @@ sh("looptool --help")
 # %% [markdown]
 # ## Which machine is this?
 #
-# A process of its own asks JAX, and lets go of the TPU again. `quickstart` is the embedded model on 640 samples; on
+# A process of its own asks JAX, and lets go of the TPU again. `quickstart` is the embedded model on 492 samples; on
 # CPUs it takes minutes, and `micro` shows the same on 24.
 
 # %%

@@ -40,6 +40,7 @@ from looptool_jax.loop.environment import record_environment
 from looptool_jax.loop.expand import expand
 from looptool_jax.loop.heartbeat import beating
 from looptool_jax.loop.judge import ErrorSeed, judge
+from looptool_jax.loop.ledger import NAME as LEDGER
 from looptool_jax.loop.ledger import Ledger
 from looptool_jax.loop.manifest import Manifest, data_file, eval_folder, policy_folder
 from looptool_jax.loop.metrics import kind, stage_metrics, training_steps
@@ -90,7 +91,7 @@ class Runner:
         with lock_directory(self.cfg.run_dir):
             processes.meet("holding the run directory")
             manifest = Manifest(self.cfg.run_dir)
-            self.ledger = Ledger(self.path("ledger.jsonl"))
+            self.ledger = Ledger(self.path(LEDGER))
             processes.by_first(manifest.check)
             stages = self.stages()
             plan = [stage.name for stage in stages]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from looptool_jax.data.store import join, read_jsonl
 from looptool_jax.evaluation.statistics import paired_answers, wilson
+from looptool_jax.loop.ledger import NAME as LEDGER
 from looptool_jax.loop.ledger import Cost, Ledger
 from looptool_jax.loop.metrics import kind
 from looptool_jax.report.charts import Dots, Line, Segment, bar_chart, interval_chart, line_chart, plain, stacked_bars
@@ -61,7 +62,7 @@ def headline(run_dir: str, stages: Stages) -> str:
             words += f"; {percent(sum(each['samples'] * each['valid'] for each in known) / checked)} of them valid"
         items.append(Figure("New samples", f"{accepted:,}", words))
     trained = rounds_of(stages, "train")
-    costs = Ledger(join(run_dir, "ledger.jsonl")).costs()
+    costs = Ledger(join(run_dir, LEDGER)).costs()
     if trained:
         steps = sum(metrics["steps"] for _, metrics in trained)
         items.append(Figure("Training", f"{steps:,} steps", f"in {_count(len(trained), 'round')}"))
@@ -135,7 +136,7 @@ def training(run_dir: str, stages: Stages) -> str:
 
 def compute(run_dir: str) -> str:
     """Where time and tokens went, by stage."""
-    costs = Ledger(join(run_dir, "ledger.jsonl")).costs()
+    costs = Ledger(join(run_dir, LEDGER)).costs()
     if not costs:
         return ""
     by_kind: dict[str, Cost] = {}

@@ -16,6 +16,7 @@ from looptool_jax.data.lock import LEASE, Owner, lock_owner
 from looptool_jax.data.store import DataError, exists, join, parse_json, read_jsonl, read_text
 from looptool_jax.data.yaml_text import parse_yaml
 from looptool_jax.loop.console import HEARTBEAT, shown
+from looptool_jax.loop.ledger import NAME as LEDGER
 from looptool_jax.loop.ledger import Cost, Ledger
 from looptool_jax.loop.manifest import Manifest
 from looptool_jax.loop.metrics import kind
@@ -38,7 +39,7 @@ def read_status(run_dir: str) -> dict[str, Any]:
     plan = run.get("plan") or []
     done = bool(plan) and all(manifest.done(name) for name in plan)
     state = _state("finished" if done else beat.get("state"), owner, age)
-    costs = Ledger(join(run_dir, "ledger.jsonl")).costs()
+    costs = Ledger(join(run_dir, LEDGER)).costs()
     begun = beat.get("stage")
     stage = begun if state in ("running", "quiet") else None
     if stage and manifest.done(stage["name"]):  # the next one has not yet been heard of

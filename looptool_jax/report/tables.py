@@ -16,6 +16,7 @@ from looptool_jax.evaluation.statistics import wilson
 from looptool_jax.loop.console import shown
 from looptool_jax.loop.environment import NAME as ENVIRONMENT
 from looptool_jax.loop.environment import environments
+from looptool_jax.loop.ledger import NAME as LEDGER
 from looptool_jax.loop.ledger import Cost, Ledger
 from looptool_jax.loop.manifest import Manifest, eval_folder
 from looptool_jax.loop.metrics import kind
@@ -219,7 +220,7 @@ def _contamination(stages: dict[str, Any]) -> Table:
 
 
 def _cost(run_dir: str) -> Table:
-    costs = Ledger(join(run_dir, "ledger.jsonl")).costs()
+    costs = Ledger(join(run_dir, LEDGER)).costs()
     flops = stage_flops(run_dir, costs)
     known = [value for value in flops.values() if value is not None]
     if costs:

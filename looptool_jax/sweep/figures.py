@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from looptool_jax.data.store import join
+from looptool_jax.loop.ledger import NAME as LEDGER
 from looptool_jax.loop.ledger import Ledger
 from looptool_jax.loop.manifest import Manifest
 from looptool_jax.report.tables import rounds_of, verdicts
@@ -60,7 +61,7 @@ def read_figures(run_dir: str) -> Figures:
         last = scored[max(scored)]
         repair = {key: last["label_repair"][key] for key in ("precision", "recall", "repaired", "harm")}
         repair |= {"noise_before": last["noise_before"]["share"], "noise_after": last["noise_after"]["share"]}
-    costs = Ledger(join(run_dir, "ledger.jsonl")).costs().values()
+    costs = Ledger(join(run_dir, LEDGER)).costs().values()
     return Figures(
         run_dir,
         items,
