@@ -45,6 +45,10 @@ class ComposeConfig:
     both_correct: str = "high_ppl"
     expanded_part: str = "expand"
 
+    @property
+    def uses_pass_rates(self) -> bool:
+        return self.error_order == "solved" or self.high_ppl == "pass_rate"
+
     def __post_init__(self) -> None:
         _check("compose.errors", self.errors, ("share", "all"))
         _check("compose.error_order", self.error_order, ("random", "solved"))

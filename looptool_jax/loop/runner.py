@@ -266,6 +266,7 @@ class Runner:
         judged = (f"{here}/judge/judgements.jsonl", f"{here}/judge/errors.jsonl")
         expanded = f"{here}/expand/expanded.jsonl"
         probes = f"{here}/probe/probes.jsonl"
+        passed = (f"{here}/train/{PASSED}",) if self.cfg.compose.uses_pass_rates else ()
         before = (f"round-{round_ - 1}/probe/probes.jsonl",) if round_ > 1 else ()
         return [
             Stage(
@@ -279,13 +280,13 @@ class Runner:
             ),
             Stage(
                 f"{here}/expand",
-                (judged[1], f"{here}/train/{PASSED}"),
+                (judged[1], *passed),
                 (expanded, f"{here}/expand/rejected.jsonl"),
                 lambda: self._expand(round_),
             ),
             Stage(
                 f"{here}/compose",
-                ("seed/pool.jsonl", BENCHMARKS, data, f"{here}/train/{PASSED}", probes, *judged, expanded),
+                ("seed/pool.jsonl", BENCHMARKS, data, *passed, probes, *judged, expanded),
                 (data_file(round_ + 1), f"{here}/compose/parts.jsonl", f"{here}/compose/contaminated.jsonl"),
                 lambda: self._compose(round_, self.path(here, "compose"), self.path(data_file(round_ + 1))),
             ),
@@ -319,7 +320,7 @@ class Runner:
         use = cfg.expand.enabled and cfg.compose.expanded_part == "expand"
         errors = {item.sample.id: item for item in self._errors(round_)}
         samples = [item.sample for item in errors.values()]
-        rates = pass_rates(self.path(f"round-{round_}/train"))
+        rates = self._pass_rates(round_)
         chosen = composition.seeds_to_expand(samples, rates, cfg.data.round_size, cfg.seed, round_, cfg.compose)
         writes = (cfg.generator_model or cfg.judge_model) if use else None
         verifies = cfg.judge_model if use and cfg.expand.verify != "rules" else None
@@ -357,7 +358,7 @@ class Runner:
             join(out, "contaminated.jsonl"),
         )  # fmt: skip
         result = composition.compose(
-            errors, pass_rates(self.path(here, "train")), expanded, mastered, self._untrained(round_),
+            errors, self._pass_rates(round_), expanded, mastered, self._untrained(round_),
             cfg.data.round_size, cfg.seed, round_, cfg.compose,
         )  # fmt: skip
         return _write_composition(result, data, join(out, "parts.jsonl")) | contamination
@@ -398,6 +399,10 @@ class Runner:
 
     def _errors(self, round_: int) -> list[ErrorSeed]:
         return [ErrorSeed.from_json(row) for row in read_jsonl(self.path(f"round-{round_}/judge/errors.jsonl"))]
+
+    def _pass_rates(self, round_: int) -> dict[str, float]:
+        """Of the samples of D_j, where the composition asks for them."""
+        return pass_rates(self.path(f"round-{round_}/train")) if self.cfg.compose.uses_pass_rates else {}
 
     def _untrained(self, round_: int) -> list[Sample]:
         """Seeds in no data set up to D_j, in the order of the pool."""
