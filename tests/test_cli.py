@@ -89,7 +89,7 @@ def test_every_help_has_an_example(command, tmp_path):
         (["data", "tools", "a.jsonl", "--format", "openai", "--out", "a.jsonl"], ["this is the file that is read"]),
         (["data", "export", "missing.jsonl", "--format", "xlam", "--out", "x.jsonl"], ["missing.jsonl"]),
         (["data", "tools", "missing.json", "--format", "openapi", "--out", "x.jsonl"], ["missing.json"]),
-        (["warmup", "--out", "out", "seed=3"], ["--data"]),
+        (["warmup", "--out", "out", "stages=3"], ["hidden_size=256", "--data"]),
         (["synthesize", "apis", "--trees", "nowhere.yaml", "--out", "out"], ["nowhere.yaml"]),
         (["synthesize", "dialogues", "--tools", "nowhere.jsonl", "--out", "out"], ["nowhere.jsonl"]),
         (["synthesize", "trees", "--domain", " ", "--out", "out"], ["--domain", "what the functions are about"]),
