@@ -10,6 +10,7 @@ SWEEP: the folder of a sweep with variants and seeds, such as `looptool sweep ab
 - what the parts of the data sets taught: right answers of the rollouts and groups without signal, of all seeds
   together;
 - wrong labels among the seeds of every data set, and what label repair did: means over seeds with 95 % t-intervals;
+  and in which part of D_2, D_3, … they are, of all seeds together;
 - seconds, tokens and FLOPs by stage, and for each point of accuracy gained: means over seeds.
 
 FOLDER gets the answers (what is there is not answered again), the tables (evidence.md) and the charts (SVG).
@@ -19,9 +20,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,21 +38,27 @@ import matplotlib.pyplot as plt
 from peers.alternate import table
 
 from looptool_jax.config import load_config
-from looptool_jax.data.store import join, write_text
+from looptool_jax.data.store import join, read_samples, write_text
 from looptool_jax.evaluation.heldout import evaluate
+from looptool_jax.evaluation.repair import is_right, true_labels
 from looptool_jax.evaluation.statistics import Estimate, holm, mean_over_seeds, sign_flips
 from looptool_jax.loop.console import Console
+from looptool_jax.loop.ledger import NAME as LEDGER
 from looptool_jax.loop.ledger import Cost, Ledger
-from looptool_jax.loop.manifest import Manifest, eval_folder
+from looptool_jax.loop.manifest import Manifest, data_file, eval_folder
 from looptool_jax.loop.metrics import kind
 from looptool_jax.loop.pool import ModelPool
 from looptool_jax.loop.runner import Runner
 from looptool_jax.report.tables import rounds_of, stage_flops
 from looptool_jax.sweep.space import kept_sweep
+from looptool_jax.sweep.summary import shown_interval
 from looptool_jax.world import generate
 
 QUIET = Console(quiet=True)
-ITEMS, WORLD_SEED = 1000, 777_777  # of the requests for training functions: a seed that no run and no warm-up takes
+ITEMS, WORLD_SEED = (
+    1000,
+    777_777,
+)  # of the requests for training functions: far from the seeds of runs, below the warm-up's
 SETS = {"unseen": "unseen functions", "seen": "training functions"}
 PARTS = ("error", "expanded", "repeated", "high_ppl", "mastered", "seed_new", "seed")
 
@@ -78,6 +87,7 @@ def main() -> None:
         *(section(f"Accuracy on {name}", accuracies(groups, key)) for key, name in SETS.items()),
         section("What the parts of the data sets taught", taught(groups)),
         section("Wrong labels and their repair", repair(groups)),
+        section("Where wrong labels are", wrong_labels(groups)),
         section("Cost", cost(groups)),
     ]
     text = "\n\n".join(sections) + "\n"
@@ -87,7 +97,7 @@ def main() -> None:
         chart(groups, key, name, Path(args.out) / f"accuracy-{key}.svg")
 
 
-def section(title: str, rows: Sequence[Sequence[str]]) -> str:
+def section(title: str, rows: Iterable[Sequence[str]]) -> str:
     head, *body = rows
     return f"### {title}\n\n{table(list(head), [list(row) for row in body])}"
 
@@ -163,19 +173,19 @@ def taught(groups: dict[str, list[Run]]) -> Iterator[list[str]]:
                 if round_ > 1 and part in metrics["parts"]
             ]
             if found:
-                count = sum(each["groups"] for each in found)
+                prompts = sum(each["groups"] for each in found)
                 right, none = (
-                    sum(each[what] * each["groups"] for each in found) / count
+                    sum(each[what] * each["groups"] for each in found) / prompts
                     for what in ("pass_rate", "zero_variance")
                 )
-                yield [group, part, str(count), f"{right:.1%}", f"{none:.1%}"]
+                yield [group, part, str(prompts), f"{right:.1%}", f"{none:.1%}"]
 
 
 def repair(groups: dict[str, list[Run]]) -> Iterator[list[str]]:
     """A line for every round of a group that was scored."""
     yield ["variant", "round", "wrong labels before", "after", "replaced", "precision", "recall", "harm", "valid new"]
     for group, runs in groups.items():
-        for round_ in range(1, 10):
+        for round_ in count(1):
             scores = [run.stages[name] for run in runs if (name := f"round-{round_}/score") in run.stages]
             if not scores:
                 break
@@ -193,6 +203,22 @@ def repair(groups: dict[str, list[Run]]) -> Iterator[list[str]]:
             ]  # fmt: skip
 
 
+def wrong_labels(groups: dict[str, list[Run]]) -> Iterator[list[str]]:
+    """A line for every data set of a group behind D_1: wrong labels among its seeds, by part."""
+    yield ["variant", "set", *PARTS]
+    for group, runs in groups.items():
+        for round_ in range(2, len(runs[0].accuracy["seen"])):
+            seeds: Counter[str] = Counter()
+            wrong: Counter[str] = Counter()
+            for run in runs:
+                truth = join(run.folder, "seed/truth.jsonl")
+                labels = true_labels(read_samples(join(run.folder, "seed/pool.jsonl")), truth)
+                known = [s for s in read_samples(join(run.folder, data_file(round_))) if s.id in labels]
+                seeds.update(sample.origin.kind for sample in known)
+                wrong.update(s.origin.kind for s in known if not is_right(s, s.target, labels))
+            yield [group, f"D_{round_}", *(f"{wrong[part]} of {seeds[part]}" if seeds[part] else "–" for part in PARTS)]
+
+
 def cost(groups: dict[str, list[Run]]) -> Iterator[list[str]]:
     """A line a group: what a run costs on average, evaluation apart, and each point that it gains on both sets."""
     stages = ("train", "probe", "judge", "expand")
@@ -207,7 +233,7 @@ def cost(groups: dict[str, list[Run]]) -> Iterator[list[str]]:
     for group, runs in groups.items():
         seconds, tokens, flops = dict.fromkeys(stages, 0.0), 0, 0.0
         for run in runs:
-            costs: dict[str, Cost] = Ledger(join(run.folder, "ledger.jsonl")).costs()
+            costs: dict[str, Cost] = Ledger(join(run.folder, LEDGER)).costs()
             counted = stage_flops(run.folder, costs)
             for stage, each in costs.items():
                 if kind(stage) in stages:
@@ -245,11 +271,7 @@ def shown(value: Estimate) -> str:
 
 
 def points(value: Estimate) -> str:
-    return f"{100 * value.mean:+.1f}" + (
-        f" ({100 * value.low:+.1f} to {100 * value.high:+.1f})"
-        if value.low is not None and value.high is not None
-        else ""
-    )
+    return f"{100 * value.mean:+.1f} ({shown_interval(value, sign=True)})"
 
 
 def p_value(p: float | None) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from evidence import ITEMS, WORLD_SEED, points, shown
+from evidence import ITEMS, QUIET, WORLD_SEED, points, shown
 from peers.alternate import table
 
 from looptool_jax.config import load_config
@@ -28,7 +28,6 @@ from looptool_jax.data.store import DataError, exists, join, read_jsonl, read_sa
 from looptool_jax.evaluation.heldout import evaluate
 from looptool_jax.evaluation.repair import is_right, true_labels
 from looptool_jax.evaluation.statistics import mean_over_seeds, sign_flips
-from looptool_jax.loop.console import Console
 from looptool_jax.loop.judge import ErrorSeed
 from looptool_jax.loop.keys import random_for
 from looptool_jax.loop.manifest import Manifest
@@ -95,13 +94,13 @@ def trained(run: str, out: str) -> list[dict[str, Any]]:
             rows += read_jsonl(done)
             continue
         pool = ModelPool(cfg.mesh, folder)
-        train(pool.lend(cfg.policy), samples, cfg.train, cfg.reward, cfg.seed, 1, folder, Console(quiet=True))
+        train(pool.lend(cfg.policy), samples, cfg.train, cfg.reward, cfg.seed, 1, folder, QUIET)
         policy = pool.lend(replace(cfg.policy, path=join(folder, "policy")))
         row: dict[str, Any] = {"run": run, "labels": name}
         seeds = [replace(sample, id=sample.id.partition(AGAIN)[0]) for sample in samples]
         row["wrong"] = sum(not is_right(seed, seed.target, labels) for seed in seeds) / len(seeds)
         for key, asked in items.items():
-            row[key] = evaluate(policy, asked, cfg.evaluate, join(folder, key), Console(quiet=True))["accuracy"]
+            row[key] = evaluate(policy, asked, cfg.evaluate, join(folder, key), QUIET)["accuracy"]
         write_jsonl(done, [row])
         rows.append(row)
     return rows

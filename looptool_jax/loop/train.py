@@ -66,14 +66,14 @@ class TrainConfig:
             )
 
 
-PASSED = "passed.jsonl"
-
-
 class Batch(NamedTuple):
     """The samples of one step."""
 
     epoch: int
     samples: list[Sample]
+
+
+PASSED = "passed.jsonl"
 
 
 class Passed(NamedTuple):
