@@ -1,12 +1,14 @@
 """Our BFCL verdicts beside those of the released evaluation, answer by answer.
 
     python benchmarks/bfcl_parity.py --peers DIR [--mutations 20000] [--texts 200000] [--seed 0]
+    python benchmarks/bfcl_parity.py --peers DIR --results FILE
 
 The answers are a right one for every single-turn row, and seeded mutations of right ones: other types, strings, numbers
 and source text, arguments dropped, added and renamed, functions renamed, calls reordered, dropped, doubled and broken.
 A third is held against rows whose labels or documents are changed too, for rules that the benchmark's own rows do not
-need. Beside that, what both take random Java and JavaScript texts for. The released evaluation runs in an environment
-of its own (benchmarks/peers/README.md), on its own copy of the rows.
+need. Beside that, what both take random Java and JavaScript texts for. With --results, a model's answers in place of
+all that: the single-turn rows of a results.jsonl that `looptool eval bfcl` wrote. The released evaluation runs in an
+environment of its own (benchmarks/peers/README.md), on its own copy of the rows.
 """
 
 from __future__ import annotations
@@ -274,13 +276,25 @@ def mutated(row: BfclRow, rng: random.Random) -> tuple[str, str]:
     return text, " + ".join(sorted(set(kinds)))
 
 
-def cases(folder: Path, mutations: int, seed: int) -> list[Answer]:
-    rows = [
+def single_turn(folder: Path) -> list[tuple[Category, int, BfclRow]]:
+    """The rows, with their categories and places in them."""
+    return [
         (category, index, row)
         for category in CATEGORIES.values()
         if category.kind != "multi_turn"
         for index, row in enumerate(read_category(folder, category))
     ]
+
+
+def answered(folder: Path, results: Path) -> list[Answer]:
+    """A model's answers."""
+    given = {row["id"]: row["answer"] for row in read_jsonl(results) if isinstance(row["answer"], str)}
+    rows = [(*place, row) for *place, row in single_turn(folder) if row.sample.id in given]
+    return [(category, index, row, given[row.sample.id], "given") for category, index, row in rows]
+
+
+def cases(folder: Path, mutations: int, seed: int) -> list[Answer]:
+    rows = single_turn(folder)
     out = [(category, index, row, written(right_calls(row)), "right") for category, index, row in rows]
     rng = random.Random(seed)
     by_category: dict[str, list[tuple[Category, int, BfclRow]]] = {}
@@ -331,13 +345,14 @@ def main() -> None:
     parser.add_argument("--mutations", type=int, default=20_000)
     parser.add_argument("--texts", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, help="of `looptool eval bfcl`")
     parser.add_argument("--show", type=int, default=5, help="most differences of a kind that are printed whole")
     args = parser.parse_args()
     python = args.peers.absolute() / "bfcl" / "bin" / "python"
     [data] = python.parent.parent.glob("lib/python*/site-packages/bfcl_eval/data")
-    answers = cases(data, args.mutations, args.seed)
+    answers = answered(data, args.results) if args.results else cases(data, args.mutations, args.seed)
+    sources = [] if args.results else texts(args.texts, args.seed)
     with tempfile.TemporaryDirectory() as folder:
-        sources = texts(args.texts, args.seed)
         write_jsonl(f"{folder}/cases.jsonl", [*map(case, answers), *sources])
         subprocess.run([python, HERE / "peers" / "check_bfcl.py", folder], check=True, stdout=subprocess.DEVNULL)
         verdicts = list(read_jsonl(f"{folder}/verdicts.jsonl"))

@@ -20,8 +20,9 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from evidence import ITEMS, QUIET, WORLD_SEED, points, shown
+from evidence import points, shown
 from peers.alternate import table
+from trials import ITEMS, QUIET, WORLD_SEED
 
 from looptool_jax.config import load_config
 from looptool_jax.data.store import DataError, exists, join, read_jsonl, read_samples, write_jsonl
