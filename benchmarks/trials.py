@@ -87,16 +87,19 @@ def main() -> None:
     parser.add_argument("--to", required=True, metavar="FILE")
     args = parser.parse_args()
     known = {record.trial for record in records(args.to)} if exists(args.to) else set()
+    unfinished = 0
     with tempfile.TemporaryDirectory() as scratch:
         answers = Answers(scratch)
         for trial in kept_sweep(args.sweep).trials():
             if trial.name in known:
                 continue
-            found = record(args.sweep, trial, answers)
-            print(f"{trial.name}: {'kept' if found else 'not finished, left out'}", flush=True)
-            if found:
-                before = read_bytes(args.to) if exists(args.to) else b""
-                write_bytes(args.to, before + dump_json(asdict(found)) + b"\n")
+            if not (found := record(args.sweep, trial, answers)):
+                unfinished += 1
+                continue
+            before = read_bytes(args.to) if exists(args.to) else b""
+            write_bytes(args.to, before + dump_json(asdict(found)) + b"\n")
+            print(f"{trial.name}: kept", flush=True)
+    print(f"{unfinished} trials are not finished")
 
 
 class Answers:
