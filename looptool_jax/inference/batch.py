@@ -82,7 +82,7 @@ def generate(
 ) -> list[list[Completion]]:
     """All answers of all requests, in the order of the requests. The engine is empty before and after.
 
-    scorer: computes the prompts, what several begin with once; None: the engine does, one by one in their order.
+    scorer: computes the prompts, what several begin with once; None: the engine does, one by one, the longest first.
     constrain: asked for the grammar of a request, by its number, when it enters a slot. An answer for which its grammar
     does not go on ends there. While there is a grammar, decoding syncs at every step.
     on_progress(finished requests, generated tokens) is called after every device sync.
@@ -96,7 +96,8 @@ def generate(
     if not requests:
         return []
     decoding, constraints = Decoding(engine, params), _Constraints(constrain)
-    waiting = iter(enumerate(requests))
+    # A decode step reads every prompt as far as the longest in a slot goes: those of one length go together.
+    waiting = iter(sorted(enumerate(requests), key=lambda each: -len(each[1].tokens)))
     prompts = None if scorer is None else scorer.prompts(decoding.params, [request.tokens for request in requests])
     while len(decoding.finished) < len(requests):
         stop_if_preempted()
