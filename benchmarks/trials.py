@@ -44,6 +44,7 @@ from looptool_jax.loop.metrics import kind
 from looptool_jax.loop.pool import ModelPool
 from looptool_jax.loop.run_config import RunConfig
 from looptool_jax.loop.runner import Runner
+from looptool_jax.parallel.compilation import keep_compiled_programs
 from looptool_jax.report.tables import rounds_of, stage_flops, verdicts
 from looptool_jax.sweep.space import Trial, kept_sweep
 from looptool_jax.world import generate
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("sweep")
     parser.add_argument("--to", required=True, metavar="FILE")
     args = parser.parse_args()
+    keep_compiled_programs()
     known = {record.trial for record in records(args.to)} if exists(args.to) else set()
     unfinished = 0
     with tempfile.TemporaryDirectory() as scratch:
@@ -108,13 +110,16 @@ class Answers:
     def __init__(self, folder: str) -> None:
         self.folder, self.known = folder, dict[str, str]()
         self.items = generate("train", ITEMS, WORLD_SEED)
+        self.last: dict[str, list[int]] = {}  # answers of the policy before: drafts, which change no answer
 
     def right(self, cfg: RunConfig, path: str, weights: str) -> str:
         """`1` or `0` for each item. weights: what names the policy's weights."""
         if weights not in self.known:
             out, policy = join(self.folder, weights), ModelPool(cfg.mesh, self.folder).lend(cfg.policy, path or None)
-            evaluate(policy, self.items, cfg.evaluate, out, QUIET)
-            self.known[weights] = "".join(str(int(row["correct"])) for row in read_jsonl(join(out, "results.jsonl")))
+            evaluate(policy, self.items, cfg.evaluate, out, QUIET, self.last)
+            rows = list(read_jsonl(join(out, "results.jsonl")))
+            self.last = {row["id"]: row["ids"] for row in rows}
+            self.known[weights] = "".join(str(int(row["correct"])) for row in rows)
         return self.known[weights]
 
 
