@@ -9,7 +9,7 @@ FOLDER (evidence.md, charts as SVG):
   it was trained on: means over seeds with 95 % t-intervals;
 - the difference of the last policies to the first variant's, over paired seeds: 95 % t-interval, p of the paired
   t-test, as it is and corrected for the number of variants (Holm), p of all signs, and the bootstrap's 95 % interval
-  over the items of these very policies;
+  over the items of these very policies (an item's difference is its mean over seeds);
 - what the parts of the data sets taught: right answers of the rollouts and groups without signal, of all seeds
   together;
 - wrong labels among the seeds of every data set, and what label repair did: means over seeds with 95 % t-intervals;
@@ -91,7 +91,7 @@ def beside(groups: Groups, key: str) -> Iterator[list[str]]:
     corrected = holm([over_seeds.p for _, over_seeds in found.values()])
     for (group, (pairs, over_seeds)), p in zip(found.items(), corrected, strict=True):
         signs = sign_flips([run.accuracy[key][-1] - other.accuracy[key][-1] for run, other in pairs])
-        over_items = paired_bootstrap(np.concatenate([right(run, key) - right(other, key) for run, other in pairs]))
+        over_items = paired_bootstrap(np.mean([right(run, key) - right(other, key) for run, other in pairs], axis=0))
         yield [
             group, str(len(pairs)), points(over_seeds), p_value(over_seeds.p), p_value(p), p_value(signs),
             shown_interval(over_items, sign=True),
@@ -100,12 +100,12 @@ def beside(groups: Groups, key: str) -> Iterator[list[str]]:
 
 def paired(groups: Groups, key: str) -> dict[str, tuple[list[tuple[Record, Record]], Estimate]]:
     """By group, behind the first: its trials and the first group's, of the same seed, and the mean difference."""
+    if len({run.items for runs in groups.values() for run in runs}) > 1:
+        raise SystemExit("these trials were asked different held-out items; items cannot be paired")
     reference = {run.seed: run for run in next(iter(groups.values()))}
     found = {}
     for group, runs in list(groups.items())[1:]:
         if pairs := [(run, reference[run.seed]) for run in runs if run.seed in reference]:
-            if any(run.items != other.items for run, other in pairs):
-                raise SystemExit(f"{group}: trials of a seed that were asked different held-out items cannot be paired")
             more = [run.accuracy[key][-1] - other.accuracy[key][-1] for run, other in pairs]
             found[group] = pairs, mean_over_seeds(more)
     return found

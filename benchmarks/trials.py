@@ -176,8 +176,11 @@ def cost(folder: str) -> dict[str, dict[str, float]]:
     found = {name: {"seconds": 0.0, "tokens": 0.0, "flops": 0.0} for name in COSTLY}
     for stage, each in costs.items():
         if (name := kind(stage)) in found:
+            tokens = each.tokens + each.prompt_tokens
+            if tokens and flops[stage] is None:
+                raise SystemExit(f"{folder}: the FLOPs of {stage} are not known, as its model is behind a server")
             found[name]["seconds"] += each.seconds
-            found[name]["tokens"] += each.tokens + each.prompt_tokens
+            found[name]["tokens"] += tokens
             found[name]["flops"] += flops[stage] or 0.0
     return found
 

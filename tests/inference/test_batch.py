@@ -94,6 +94,11 @@ def test_answers_do_not_depend_on_company_slot_or_order(engine, tiny, requests):
     backwards = generate(engine, tiny.params, requests[::-1])[::-1]
     alone = [generate(engine, tiny.params, [each])[0] for each in requests]
     assert together == backwards == alone
+    by_length = sorted(requests, key=lambda each: len(each.tokens))
+    # The longest enter first: without them the others are in other slots.
+    for count in range(2, len(requests)):
+        fewer = generate(engine, tiny.params, by_length[:count])
+        assert fewer == [alone[requests.index(each)] for each in by_length[:count]]
 
 
 @pytest.mark.parametrize("axes", [MeshConfig(8, 1, 1), MeshConfig(2, 2, 2)])
