@@ -46,7 +46,7 @@ from looptool_jax.loop.run_config import RunConfig
 from looptool_jax.loop.runner import Runner
 from looptool_jax.parallel.compilation import keep_compiled_programs
 from looptool_jax.report.tables import rounds_of, stage_flops, verdicts
-from looptool_jax.sweep.space import Trial, kept_sweep
+from looptool_jax.sweep.space import kept_sweep
 from looptool_jax.world import generate
 
 QUIET = Console(quiet=True)
@@ -95,12 +95,11 @@ def main() -> None:
         for trial in kept_sweep(args.sweep).trials():
             if trial.name in known:
                 continue
-            if not (found := record(args.sweep, trial, answers)):
+            folder = join(args.sweep, "trials", trial.name)
+            if found := record(folder, trial.group, trial.seed, answers):
+                keep(found, args.to)
+            else:
                 unfinished += 1
-                continue
-            before = read_bytes(args.to) if exists(args.to) else b""
-            write_bytes(args.to, before + dump_json(asdict(found)) + b"\n")
-            print(f"{trial.name}: kept", flush=True)
     print(f"{unfinished} trials are not finished")
 
 
@@ -123,9 +122,14 @@ class Answers:
         return self.known[weights]
 
 
-def record(sweep: str, trial: Trial, answers: Answers) -> Record | None:
-    """None where the trial has not gone through all its rounds."""
-    folder = join(sweep, "trials", trial.name)
+def keep(found: Record, file: str) -> None:
+    before = read_bytes(file) if exists(file) else b""
+    write_bytes(file, before + dump_json(asdict(found)) + b"\n")
+    print(f"{found.trial}: kept", flush=True)
+
+
+def record(folder: str, group: str, seed: str, answers: Answers) -> Record | None:
+    """None where the trial in `folder`, which has its name, has not gone through all its rounds."""
     entries = Manifest(folder).stages
     if "eval-0" not in entries:
         return None
@@ -144,9 +148,9 @@ def record(sweep: str, trial: Trial, answers: Answers) -> Record | None:
     unseen = list(verdicts(folder, cfg.rounds).values())
     stages = {name: entry["metrics"] for name, entry in entries.items()}
     return Record(
-        trial=trial.name,
-        group=trial.group,
-        seed=str(trial.seed),
+        trial=os.path.basename(folder),
+        group=group,
+        seed=str(seed),
         manifest=file_sha256(join(folder, MANIFEST)),
         items=entries["eval-0"]["inputs"]["seed/heldout.jsonl"],
         accuracy={

@@ -164,8 +164,7 @@ def _order(run_dir: str, stages: Stages) -> dict[str, None]:
     files = [f"round-{round_}/judge/judgements.jsonl" for round_, _ in rounds_of(stages, "judge")]
     files += [f"round-{round_}/expand/expanded.jsonl" for round_, _ in rounds_of(stages, "expand")]
     files += [f"{folder}/results.jsonl" for folder in list(_evaluations(stages).values())[:1]]
-    probed = {round_ for round_, _ in rounds_of(stages, "probe")}  # their probes name the same samples, and are shorter
-    files += [f"round-{n}/probe/probes.jsonl" if n in probed else data_file(n) for n in _data_rounds(stages)]
+    files += [data_file(round_) for round_ in _data_rounds(stages)]
     files += [f"round-{round_}/expand/rejected.jsonl" for round_, _ in rounds_of(stages, "expand")]
     return dict.fromkeys(row["id"] for file in files for row in read_jsonl(join(run_dir, file)))
 

@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 
 from looptool_jax.config import load_config
-from looptool_jax.data.store import DataError, read_jsonl, read_samples
+from looptool_jax.data.store import DataError, read_jsonl, read_samples, write_jsonl, write_samples
 from looptool_jax.inference.answers import Answer, AnswerConfig
 from looptool_jax.loop import runner
 from looptool_jax.loop.console import Console
@@ -282,6 +282,18 @@ def test_rows_that_the_attention_cannot_compute_are_refused_before_the_first_sta
     ):
         Runner(load_config("micro", [*settings, "mesh.fsdp=1", "mesh.data=-1"]), QUIET).run()
     assert not (tmp_path / "seed").exists()
+
+
+def test_copies_of_an_error_seed_are_not_probed(tmp_path, monkeypatch):
+    """Else each round repeats the copies of the one before: 24 of one seed were seen in D_3."""
+    seeds = [replace(sample(name), origin=Origin("error", 2)) for name in ("a", "b")]
+    copies = [replace(seeds[0], id=f"a.r1x{i}", origin=Origin("repeated", 2, parent="a")) for i in (1, 2)]
+    write_samples(tmp_path / "round-2/data.jsonl", [*seeds, *copies])
+    write_jsonl(tmp_path / "round-1/probe/probes.jsonl", [])
+    run = Runner(load_config("micro", [f"run_dir={tmp_path}", "compose.expanded_part=repeat_errors"]), QUIET)
+    monkeypatch.setattr(Runner, "policy", lambda self, round_: None)
+    monkeypatch.setattr(runner, "probe", lambda policy, samples, *rest: samples)
+    assert [one.id for one in run._probe(2)] == ["a", "b"]
 
 
 def test_only_scoring_names_the_truth_and_nothing_held_out_means_no_evaluation(tmp_path):
