@@ -6,8 +6,8 @@ Of every trial of the variant that has judged its first round (a run on the worl
 the policy that the run began with is trained for one round on D_1 as it was, on D_1 as the judge of round 1 left it
 (labels replaced; in the place of every sample that was set aside another one is repeated), and on D_1 with its true
 labels. Same samples but for that, same order, same steps, same random keys. Accuracy is that on the run's held-out
-functions and on new requests for the training functions, as in evidence.py; p: of all signs. What is trained is not
-trained again.
+functions and on new requests for the training functions, as in evidence.py; p: of the paired t-test. What is trained
+is not trained again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from evidence import points, shown
+from evidence import p_value, points, shown
 from peers.alternate import table
 from trials import ITEMS, QUIET, WORLD_SEED
 
@@ -28,7 +28,7 @@ from looptool_jax.config import load_config
 from looptool_jax.data.store import DataError, exists, join, read_jsonl, read_samples, write_jsonl
 from looptool_jax.evaluation.heldout import evaluate
 from looptool_jax.evaluation.repair import is_right, true_labels
-from looptool_jax.evaluation.statistics import mean_over_seeds, sign_flips
+from looptool_jax.evaluation.statistics import mean_over_seeds
 from looptool_jax.loop.judge import ErrorSeed
 from looptool_jax.loop.keys import random_for
 from looptool_jax.loop.manifest import Manifest
@@ -61,8 +61,8 @@ def main() -> None:
         line = [labels, str(len(rows)), shown(mean_over_seeds([row["wrong"] for row in rows.values()]))]
         for key in SETS:
             line.append(shown(mean_over_seeds([row[key] for row in rows.values()])))
-            more = [row[key] - noisy[run][key] for run, row in rows.items()]
-            line.append("–" if labels == "noisy" else f"{points(mean_over_seeds(more))}, p {sign_flips(more):.3f}")
+            more = mean_over_seeds([row[key] - noisy[run][key] for run, row in rows.items()])
+            line.append("–" if labels == "noisy" else f"{points(more)}, p {p_value(more.p)}")
         lines.append(line)
     print(
         table(

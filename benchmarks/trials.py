@@ -15,8 +15,8 @@ import argparse
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -47,6 +47,7 @@ from looptool_jax.loop.runner import Runner
 from looptool_jax.parallel.compilation import keep_compiled_programs
 from looptool_jax.report.tables import rounds_of, stage_flops, verdicts
 from looptool_jax.sweep.space import kept_sweep
+from looptool_jax.toolcall import Sample
 from looptool_jax.world import generate
 
 QUIET = Console(quiet=True)
@@ -59,7 +60,7 @@ class Record:
     """A finished trial. Lists over rounds begin before the first.
 
     accuracy: by set of items, unseen (the run's held-out functions) and seen (training functions), over rounds. right:
-    by set, `1` or `0` for each item and the last round. items: SHA-256 of the held-out items. parts: of the data sets
+    by set, `1` or `0` for each item and the last round. items: by set, SHA-256 of the items. parts: of the data sets
     D_2, D_3, …, by part, what training on it met. scores: metrics of the score stages. wrong: of the same data sets, by
     part, the wrong labels and all labels of seeds. cost: by kind of stage, evaluation left out, seconds, tokens, FLOPs.
     """
@@ -68,7 +69,7 @@ class Record:
     group: str
     seed: str
     manifest: str
-    items: str
+    items: dict[str, str]
     accuracy: dict[str, list[float]]
     right: dict[str, str]
     parts: list[dict[str, dict[str, float]]]
@@ -88,14 +89,16 @@ def main() -> None:
     parser.add_argument("--to", required=True, metavar="FILE")
     args = parser.parse_args()
     keep_compiled_programs()
-    known = {record.trial for record in records(args.to)} if exists(args.to) else set()
+    known = {record.trial: record.manifest for record in records(args.to)} if exists(args.to) else {}
     unfinished = 0
     with tempfile.TemporaryDirectory() as scratch:
         answers = Answers(scratch)
         for trial in kept_sweep(args.sweep).trials():
-            if trial.name in known:
-                continue
             folder = join(args.sweep, "trials", trial.name)
+            if trial.name in known:
+                if exists(join(folder, MANIFEST)) and file_sha256(join(folder, MANIFEST)) != known[trial.name]:
+                    raise SystemExit(f"{args.to} holds another run as {trial.name} than {folder}; give another --to")
+                continue
             if found := record(folder, trial.group, trial.seed, answers):
                 keep(found, args.to)
             else:
@@ -152,7 +155,7 @@ def record(folder: str, group: str, seed: str, answers: Answers) -> Record | Non
         group=group,
         seed=str(seed),
         manifest=file_sha256(join(folder, MANIFEST)),
-        items=entries["eval-0"]["inputs"]["seed/heldout.jsonl"],
+        items={"unseen": entries["eval-0"]["inputs"]["seed/heldout.jsonl"], "seen": hash_of(answers.items)},
         accuracy={
             "unseen": [stages[eval_folder(round_)]["accuracy"] for round_ in rounds],
             "seen": [right.count("1") / len(right) for right in seen],
@@ -165,10 +168,19 @@ def record(folder: str, group: str, seed: str, answers: Answers) -> Record | Non
     )
 
 
+def hash_of(samples: Sequence[Sample]) -> str:
+    """Of the file that holds them."""
+    return sha256(b"".join(dump_json(sample.to_json()) + b"\n" for sample in samples)).hexdigest()
+
+
 def wrong_labels(folder: str, round_: int) -> dict[str, tuple[int, int]]:
-    """Of the seeds in D_j, by the part that took them: wrong labels, and all."""
+    """Of the seeds in D_j and their copies, by the part that took them: wrong labels, and all."""
     labels = true_labels(read_samples(join(folder, "seed/pool.jsonl")), join(folder, "seed/truth.jsonl"))
-    known = [sample for sample in read_samples(join(folder, data_file(round_))) if sample.id in labels]
+    known = []
+    for sample in read_samples(join(folder, data_file(round_))):
+        id_ = sample.origin.parent if sample.origin.kind == "repeated" else sample.id
+        if id_ in labels:
+            known.append(replace(sample, id=id_))
     seeds = Counter(sample.origin.kind for sample in known)
     wrong = Counter(s.origin.kind for s in known if not is_right(s, s.target, labels))
     return {part: (wrong[part], count) for part, count in seeds.items()}
