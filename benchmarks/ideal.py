@@ -16,12 +16,12 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -31,7 +31,7 @@ from looptool_jax.config import keep_config, load_config
 from looptool_jax.data.store import exists, join, read_samples, write_jsonl, write_samples
 from looptool_jax.evaluation.repair import is_right, true_labels
 from looptool_jax.loop import compose as composition
-from looptool_jax.loop.judge import Judgement, error_seed, target_of
+from looptool_jax.loop.judge import Judgement, Verdict, error_seed, target_of
 from looptool_jax.loop.keys import random_for
 from looptool_jax.loop.manifest import NAME as MANIFEST
 from looptool_jax.loop.manifest import Manifest
@@ -72,7 +72,9 @@ class IdealRunner(Runner):
         write_jsonl(join(folder, "judgements.jsonl"), [row.to_json() for row in rows])
         write_jsonl(join(folder, "errors.jsonl"), [seed.to_json() for seed in errors])
         write_jsonl(join(folder, "set_aside.jsonl"), [])
-        return {"mismatches": len(rows), "error_seeds": len(errors)}
+        counts = Counter(row.verdict for row in rows)
+        said = {name: counts[name] for name in get_args(Verdict)}
+        return {"mismatches": len(rows), **said, "judged": len(rows), "agreement": 1.0, "error_seeds": len(errors)}
 
     def _expand(self, round_: int) -> dict[str, Any]:
         if "generator" not in self.roles:
@@ -90,7 +92,8 @@ class IdealRunner(Runner):
         folder = self.path(f"round-{round_}/expand")
         write_samples(join(folder, "expanded.jsonl"), new)
         write_jsonl(join(folder, "rejected.jsonl"), [])
-        return {"seeds": len(seeds), "generated": len(new), "accepted": len(new)}
+        rejected = {f"rejected_{tier}": 0 for tier in ("parse", "rules", "judge", "duplicate")}
+        return {"seeds": len(seeds), "generated": len(new), "accepted": len(new), "acceptance": 1.0, **rejected}
 
     def _fitting(self, key: Wanted, round_: int) -> Iterator[Sample]:
         """Requests with prompts that the policy takes, each once, in an order of the round's own."""
