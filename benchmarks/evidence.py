@@ -12,7 +12,7 @@ FOLDER (evidence.md, charts as SVG):
   seeds and items together, where both could have been others; and the smallest true difference that as many seeds with
   this spread would find significant four times of five;
 - the last policies' accuracy on items that want calls and on those that want a text, its mean over categories, and by
-  category: means over seeds;
+  category: means over seeds; and how many items none of them or all of them answer rightly;
 - what the parts of the data sets taught: right answers of the rollouts and groups without signal, of all seeds
   together;
 - wrong labels among the seeds of every data set, and what label repair did: means over seeds with 95 % t-intervals;
@@ -63,6 +63,7 @@ def main() -> None:
         *(section(f"Accuracy on {name}", accuracies(groups, key)) for key, name in SETS.items()),
         *(section(f"Beside {next(iter(groups))}, {name}", beside(groups, key)) for key, name in SETS.items()),
         *(section(f"By category, {name}", by_category(groups, key)) for key, name in SETS.items()),
+        section("Items that are decided", open_items(groups)),
         section("What the parts of the data sets taught", taught(groups)),
         section("Wrong labels and their repair", repair(groups)),
         section("Where wrong labels are", wrong_labels(groups)),
@@ -134,6 +135,15 @@ def by_category(groups: Groups, key: str) -> Iterator[list[str]]:
         marks = np.mean([right(run, key) for run in runs], axis=0)
         wanted, kind = ([float(marks[which].mean()) for which in names.values()] for names in (wants, kinds))
         yield [group, *(f"{100 * value:.1f}" for value in (marks.mean(), *wanted, fmean(kind), *kind))]
+
+
+def open_items(groups: Groups) -> Iterator[list[str]]:
+    """A line a set: how many items all last policies of all groups answer rightly, none, or some."""
+    yield ["items", "policies", "right in all", "in some", "in none"]
+    for key, name in SETS.items():
+        share = np.mean([right(run, key) for runs in groups.values() for run in runs], axis=0)
+        found = (share == 1, (share > 0) & (share < 1), share == 0)
+        yield [name, str(sum(map(len, groups.values()))), *(f"{which.mean():.1%}" for which in found)]
 
 
 def items_of(groups: Groups, key: str) -> list[Sample]:
