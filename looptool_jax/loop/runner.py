@@ -301,9 +301,9 @@ class Runner:
     def _probe(self, round_: int) -> Metrics:
         cfg = self.cfg
         last = {row.id: row.ids for row in self._probes(round_ - 1)} if round_ > 1 else {}
-        once = [sample for sample in self._samples(round_) if sample.origin.kind != "repeated"]  # copies of others there
+        samples = [sample for sample in self._samples(round_) if sample.origin.kind != "repeated"]  # of a copy its seed is
         return probe(
-            self.policy(round_), once, cfg.probe, cfg.reward, self.path(f"round-{round_}/probe"),
+            self.policy(round_), samples, cfg.probe, cfg.reward, self.path(f"round-{round_}/probe"),
             self.console, last,
         )  # fmt: skip
 
