@@ -117,7 +117,7 @@ def test_the_first_figures_say_what_they_leave_out(run_dir):
 def test_every_table_of_the_terminal_is_in_the_page_as_it_is(run_dir):
     page = page_of(run_dir)
     tables = run_tables(run_dir)
-    assert len(tables) == 8
+    assert len([table for table in tables if table.title != "Samples beside benchmarks"]) == 8  # bfcl-eval may be there
     for table in tables:
         assert page.tables[table.title] == [list(table.columns), *map(list, table.rows)]
 
