@@ -65,6 +65,7 @@ def main() -> None:
         for round_ in range(1, cfg.rounds + 1):
             here, name = join(run, f"round-{round_}"), (group, str(round_))
             if not exists(join(here, "expand/expanded.jsonl")):
+                print(f"{run}: round {round_} has no expansion and is left out")
                 continue
             errors = [ErrorSeed.from_json(row).sample for row in read_jsonl(f"{here}/judge/errors.jsonl")]
             new = list(read_samples(f"{here}/expand/expanded.jsonl"))
