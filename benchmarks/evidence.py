@@ -3,7 +3,7 @@
     python benchmarks/evidence.py FILE --out FOLDER
 
 FILE: the trials of a sweep with variants and seeds, such as `looptool sweep ablations` runs. Printed, and written to
-FOLDER (evidence.md, charts as SVG):
+FOLDER (evidence.md, charts as SVG, and the items as samples for `looptool eval` of other models):
 
 - the accuracy of every round's policy on the run's held-out functions, and on 1,000 new requests for the functions that
   it was trained on: means over seeds with 95 % t-intervals;
@@ -15,7 +15,8 @@ FOLDER (evidence.md, charts as SVG):
   category: means over seeds; and how many items none of them or all of them answer rightly;
 - what the parts of the data sets taught: right answers of the rollouts and groups without signal, of all seeds
   together;
-- wrong labels among the seeds of every data set, and what label repair did: means over seeds with 95 % t-intervals;
+- wrong labels among the seeds of every data set, and what label repair did: means over seeds with 95 % t-intervals,
+  labels of all seeds together;
   and in which part of D_2, D_3, … they are, of all seeds together;
 - seconds, tokens and FLOPs by stage, and for each point of accuracy gained: means over seeds.
 """
@@ -39,7 +40,7 @@ from matplotlib.figure import Figure
 from peers.alternate import table
 from trials import COSTLY, ITEMS, WORLD_SEED, Record, hash_of, records
 
-from looptool_jax.data.store import join, write_text
+from looptool_jax.data.store import join, write_samples, write_text
 from looptool_jax.evaluation.statistics import DRAWS, Estimate, holm, mean_over_seeds, sign_flips, t_quantile
 from looptool_jax.sweep.summary import shown_interval
 from looptool_jax.toolcall import Sample
@@ -72,6 +73,8 @@ def main() -> None:
     text = "\n\n".join(sections) + "\n"
     print(text)
     write_text(join(args.out, "evidence.md"), text)
+    for key in SETS:
+        write_samples(join(args.out, f"items-{key}.jsonl"), items_of(groups, key))
     plt.rcParams.update({"svg.hashsalt": "looptool", "svg.fonttype": "none", "font.size": 10})
     for key, name in SETS.items():
         over_rounds(groups, key, name, Path(args.out) / f"accuracy-{key}.svg")
@@ -119,7 +122,8 @@ def crossed_bootstrap(changes: Float[np.ndarray, "seeds items"]) -> Estimate:
 
 
 def detectable(differences: Estimate) -> float:
-    """The true difference that a paired t-test at 5 % finds with a power of 80 %."""
+    """About the true difference that a paired t-test at 5 % finds with a power of 80 % (5 % too low for three
+    pairs)."""
     assert differences.sd is not None
     freedom = differences.n - 1
     return (t_quantile(0.975, freedom) + t_quantile(0.8, freedom)) * differences.sd / differences.n**0.5
@@ -150,7 +154,9 @@ def items_of(groups: Groups, key: str) -> list[Sample]:
     """The items that the trials were asked, made again."""
     items = generate("heldout", HELDOUT, 0) if key == "unseen" else generate("train", ITEMS, WORLD_SEED)
     if {run.items[key] for runs in groups.values() for run in runs} != {hash_of(items)}:
-        raise SystemExit(f"these trials were asked other {SETS[key]} than this version of the world makes")
+        raise SystemExit(
+            f"these trials were asked other {SETS[key]} than this version of the world makes {len(items)} of"
+        )
     return items
 
 
@@ -187,7 +193,10 @@ def taught(groups: Groups) -> Iterator[list[str]]:
 
 def repair(groups: Groups) -> Iterator[list[str]]:
     """A line for every round of a group that was scored."""
-    yield ["variant", "round", "wrong labels before", "after", "replaced", "precision", "recall", "harm", "valid new"]
+    yield [
+        "variant", "round", "wrong labels before", "after", "replaced", "mended", "broken", "precision", "recall",
+        "harm", "valid new",
+    ]  # fmt: skip
     for group, runs in groups.items():
         for round_, scores in enumerate(zip(*(run.scores for run in runs), strict=True), 1):
 
@@ -199,10 +208,20 @@ def repair(groups: Groups) -> Iterator[list[str]]:
             yield [
                 group, str(round_),
                 *(mean(lambda s, key=f"noise_{when}": s[key]["share"]) for when in ("before", "after")),
-                f"{fmean(s['label_repair']['replaced'] for s in scores):.1f}",
+                *(str(sum(each)) for each in zip(*(replaced(s["label_repair"]) for s in scores), strict=True)),
                 *(mean(lambda s, key=key: s["label_repair"][key]) for key in ("precision", "recall", "harm")),
                 mean(lambda s: s.get("expansion", {}).get("valid")),
             ]  # fmt: skip
+
+
+def replaced(repair: dict[str, Any]) -> tuple[int, int, int]:
+    """How many labels were replaced, wrong ones by right ones, and right ones by wrong ones."""
+    wrong = repair["wrong_labels"]
+    return (
+        repair["replaced"],
+        round((repair["repaired"] or 0) * wrong),
+        round((repair["harm"] or 0) * (repair["seeds"] - wrong)),
+    )
 
 
 def wrong_labels(groups: Groups) -> Iterator[list[str]]:

@@ -25,7 +25,7 @@ from typing import Any, get_args
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from trials import QUIET, Answers, keep, record, records
+from trials import QUIET, Answers, is_kept, keep, record
 
 from looptool_jax.config import keep_config, load_config
 from looptool_jax.data.store import exists, join, read_samples, write_jsonl, write_samples
@@ -131,14 +131,12 @@ def main() -> None:
     keep_compiled_programs()
     IdealRunner.roles = args.ideal
     group = "ideal" if set(args.ideal) == set(ROLES) else f"ideal-{args.ideal[0]}"
-    known = {found.trial for found in records(args.to)} if exists(args.to) else set()
     with tempfile.TemporaryDirectory() as scratch:
         answers = Answers(scratch)
         for trial in kept_sweep(args.sweep).trials():
-            source, name = join(args.sweep, "trials", trial.name), f"{group},seed={trial.seed}"
-            if trial.group != "full" or name in known or not Manifest(source).done("round-1/judge"):
+            source, folder = join(args.sweep, "trials", trial.name), join(args.out, f"{group},seed={trial.seed}")
+            if trial.group != "full" or not Manifest(source).done("round-1/judge") or is_kept(folder, args.to):
                 continue
-            folder = join(args.out, name)
             cfg = load_config(join(source, "config.yaml"), [f"run_dir={folder}"])
             plan = [stage.name for stage in IdealRunner(cfg, QUIET).stages()]
             if not exists(join(folder, MANIFEST)):

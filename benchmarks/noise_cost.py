@@ -6,8 +6,8 @@ Of every trial of the variant that has judged its first round (a run on the worl
 the policy that the run began with is trained for one round on D_1 as it was, on D_1 as the judge of round 1 left it
 (labels replaced; in the place of every sample that was set aside another one is repeated), and on D_1 with its true
 labels. Same samples but for that, same order, same steps, same random keys. Accuracy is that on the run's held-out
-functions and on new requests for the training functions, as in evidence.py; p: of the paired t-test. What is trained
-is not trained again.
+functions and on new requests for the training functions, as in evidence.py; p: of the paired t-test. And how many of
+the wrong labels of D_1 some rollout of the run answered as they say. What is trained is not trained again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from looptool_jax.loop.judge import ErrorSeed
 from looptool_jax.loop.keys import random_for
 from looptool_jax.loop.manifest import Manifest
 from looptool_jax.loop.pool import ModelPool
-from looptool_jax.loop.train import train
+from looptool_jax.loop.train import pass_rates, train
 from looptool_jax.sweep.space import kept_sweep
 from looptool_jax.toolcall import Sample
 from looptool_jax.world import generate
@@ -70,6 +70,20 @@ def main() -> None:
             lines,
         )
     )
+    told = [rewarded(join(args.sweep, "trials", trial.name)) for trial in trials]
+    some, wrong = (sum(each) for each in zip(*told, strict=True))
+    print(f"{some} of {wrong} wrong labels earned a reward in round 1")
+
+
+def rewarded(run: str) -> tuple[int, int]:
+    """Of the wrong labels of D_1, those that a rollout answered as labelled, and all; (0, 0) of a run without them."""
+    if not Manifest(run).done("round-1/judge"):
+        return 0, 0
+    labels = true_labels(read_samples(join(run, "seed/pool.jsonl")), join(run, "seed/truth.jsonl"))
+    samples = read_samples(join(run, "round-1/data.jsonl"))
+    wrong = [sample.id for sample in samples if not is_right(sample, sample.target, labels)]
+    rates = pass_rates(join(run, "round-1/train"))
+    return sum(rates[id_] > 0 for id_ in wrong), len(wrong)
 
 
 def trained(run: str, out: str) -> list[dict[str, Any]]:

@@ -1,13 +1,13 @@
-"""Samples that teach a policy errors of single functions, for a loop that has to find them one by one.
+r"""Samples that teach a policy errors of single functions, for a loop that has to find them one by one.
 
     python benchmarks/specific_errors.py --to FILE [--samples 4000]
     looptool warmup --data FILE --model nano/judge --out specific warmup.rows=8 warmup.length=512 \
         warmup.learning_rate=5e-4 warmup.compute_dtype=float32
 
 The embedded policy's bad habits are two decisions that hold for every function; whatever data undoes them anywhere
-undoes them everywhere. Here every second training function has an error of its own: calls of it leave an argument out,
-or shout (text in upper case), or write numbers as strings. The other labels are right, and held-out functions appear
-nowhere.
+undoes them everywhere. Here half of the training functions have an error of their own: calls of such a one leave an
+argument out, or shout (text in upper case), or write numbers as strings. The other labels are right, and held-out
+functions appear nowhere.
 """
 
 from __future__ import annotations

@@ -89,15 +89,12 @@ def main() -> None:
     parser.add_argument("--to", required=True, metavar="FILE")
     args = parser.parse_args()
     keep_compiled_programs()
-    known = {record.trial: record.manifest for record in records(args.to)} if exists(args.to) else {}
     unfinished = 0
     with tempfile.TemporaryDirectory() as scratch:
         answers = Answers(scratch)
         for trial in kept_sweep(args.sweep).trials():
             folder = join(args.sweep, "trials", trial.name)
-            if trial.name in known:
-                if exists(join(folder, MANIFEST)) and file_sha256(join(folder, MANIFEST)) != known[trial.name]:
-                    raise SystemExit(f"{args.to} holds another run as {trial.name} than {folder}; give another --to")
+            if is_kept(folder, args.to):
                 continue
             if found := record(folder, trial.group, trial.seed, answers):
                 keep(found, args.to)
@@ -123,6 +120,15 @@ class Answers:
             self.last = {row["id"]: row["ids"] for row in rows}
             self.known[weights] = "".join(str(int(row["correct"])) for row in rows)
         return self.known[weights]
+
+
+def is_kept(folder: str, file: str) -> bool:
+    """Whether the file names the trial in `folder`; stops where it holds another run of that name."""
+    name, manifest = os.path.basename(folder), join(folder, MANIFEST)
+    kept = [found.manifest for found in records(file) if found.trial == name] if exists(file) else []
+    if kept and exists(manifest) and file_sha256(manifest) not in kept:
+        raise SystemExit(f"{file} holds another run as {name} than {folder}; give another --to")
+    return bool(kept)
 
 
 def keep(found: Record, file: str) -> None:
