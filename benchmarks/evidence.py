@@ -17,7 +17,7 @@ FOLDER (evidence.md, charts as SVG, and the items as samples for `looptool eval`
   together;
 - wrong labels among the seeds of every data set, and what label repair did: means over seeds with 95 % t-intervals,
   labels of all seeds together;
-  and in which part of D_2, D_3, … they are, of all seeds together;
+  and in which part of D_2, D_3, … they are, and targets that are texts, of all seeds together;
 - seconds, tokens and FLOPs by stage, and for each point of accuracy gained: means over seeds.
 """
 
@@ -67,7 +67,8 @@ def main() -> None:
         section("Items that are decided", open_items(groups)),
         section("What the parts of the data sets taught", taught(groups)),
         section("Wrong labels and their repair", repair(groups)),
-        section("Where wrong labels are", wrong_labels(groups)),
+        section("Where wrong labels are", by_part(groups, "wrong")),
+        section("Where targets are texts", by_part(groups, "texts")),
         section("Cost", cost(groups)),
     ]
     text = "\n\n".join(sections) + "\n"
@@ -224,17 +225,18 @@ def replaced(repair: dict[str, Any]) -> tuple[int, int, int]:
     )
 
 
-def wrong_labels(groups: Groups) -> Iterator[list[str]]:
-    """A line for every data set of a group behind D_1: wrong labels among its seeds, by part."""
-    yield ["variant", "set", *PARTS]
+def by_part(groups: Groups, what: str) -> Iterator[list[str]]:
+    """A line for every data set of a group behind D_1: how many of its targets are such, by part and in all."""
+    yield ["variant", "set", *PARTS, "all"]
     for group, runs in groups.items():
-        for number, sets in enumerate(zip(*(run.wrong for run in runs), strict=True), 2):
-            wrong, seeds = (Counter[str](), Counter[str]())
+        for number, sets in enumerate(zip(*(getattr(run, what) for run in runs), strict=True), 2):
+            some, count = (Counter[str](), Counter[str]())
             for parts in sets:
-                for part, (some, all_) in parts.items():
-                    wrong[part] += some
-                    seeds[part] += all_
-            yield [group, f"D_{number}", *(f"{wrong[part]} of {seeds[part]}" if seeds[part] else "–" for part in PARTS)]
+                for part, (found, all_) in parts.items():
+                    some.update({part: found, "all": found})
+                    count.update({part: all_, "all": all_})
+            columns = (f"{some[part]} of {count[part]}" if count[part] else "–" for part in (*PARTS, "all"))
+            yield [group, f"D_{number}", *columns]
 
 
 def cost(groups: Groups) -> Iterator[list[str]]:

@@ -62,7 +62,8 @@ class Record:
     accuracy: by set of items, unseen (the run's held-out functions) and seen (training functions), over rounds. right:
     by set, `1` or `0` for each item and the last round. items: by set, SHA-256 of the items. parts: of the data sets
     D_2, D_3, …, by part, what training on it met. scores: metrics of the score stages. wrong: of the same data sets, by
-    part, the wrong labels and all labels of seeds. cost: by kind of stage, evaluation left out, seconds, tokens, FLOPs.
+    part, the wrong labels and all labels of seeds. texts: of the same, by part, targets that are texts, and all. cost:
+    by kind of stage, evaluation left out, seconds, tokens, FLOPs.
     """
 
     trial: str
@@ -75,6 +76,7 @@ class Record:
     parts: list[dict[str, dict[str, float]]]
     scores: list[dict[str, Any]]
     wrong: list[dict[str, tuple[int, int]]]
+    texts: list[dict[str, tuple[int, int]]]
     cost: dict[str, dict[str, float]]
 
 
@@ -170,6 +172,7 @@ def record(folder: str, group: str, seed: str, answers: Answers) -> Record | Non
         parts=[metrics["parts"] for round_, metrics in rounds_of(stages, "train") if round_ > 1],
         scores=[metrics for _, metrics in rounds_of(stages, "score")],
         wrong=[wrong_labels(folder, round_) for round_ in rounds[2:]],
+        texts=[texts(folder, round_) for round_ in rounds[2:]],
         cost=cost(folder),
     )
 
@@ -190,6 +193,14 @@ def wrong_labels(folder: str, round_: int) -> dict[str, tuple[int, int]]:
     seeds = Counter(sample.origin.kind for sample in known)
     wrong = Counter(s.origin.kind for s in known if not is_right(s, s.target, labels))
     return {part: (wrong[part], count) for part, count in seeds.items()}
+
+
+def texts(folder: str, round_: int) -> dict[str, tuple[int, int]]:
+    """Of D_j, by part: targets that are texts, and all."""
+    samples = list(read_samples(join(folder, data_file(round_))))
+    parts = Counter(sample.origin.kind for sample in samples)
+    found = Counter(sample.origin.kind for sample in samples if not sample.target.is_call)
+    return {part: (found[part], count) for part, count in parts.items()}
 
 
 def cost(folder: str) -> dict[str, dict[str, float]]:
