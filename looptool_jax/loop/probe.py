@@ -69,6 +69,7 @@ def probe(
 ) -> dict[str, Any]:
     """Probe the policy on all samples; writes `out/probes.jsonl` in the samples' order and returns the metrics.
 
+    Copies of error seeds (the ablation that repeats them) are left out: the seeds themselves are among the samples.
     last: token ids of earlier answers, by the sample's id.
     Killed and called again with the same arguments, it continues at the first chunk that is not committed.
     """
@@ -89,6 +90,7 @@ def probe(
         console.advance(len(chunk))
         return rows
 
+    samples = [sample for sample in samples if sample.origin.kind != "repeated"]
     order = sorted(range(len(samples)), key=lambda i: samples[i].id)  # samples of one dialogue come together
     done = process_in_chunks([samples[i] for i in order], cfg.chunk, join(out, "progress.jsonl"), work, console)
     rows = [row for _, row in sorted(zip(order, done, strict=True), key=itemgetter(0))]

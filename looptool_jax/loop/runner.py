@@ -299,12 +299,10 @@ class Runner:
         ]
 
     def _probe(self, round_: int) -> Metrics:
-        """Of D_j without the copies of error seeds: the seeds themselves are there."""
         cfg = self.cfg
         last = {row.id: row.ids for row in self._probes(round_ - 1)} if round_ > 1 else {}
-        samples = [sample for sample in self._samples(round_) if sample.origin.kind != "repeated"]
         return probe(
-            self.policy(round_), samples, cfg.probe, cfg.reward, self.path(f"round-{round_}/probe"),
+            self.policy(round_), self._samples(round_), cfg.probe, cfg.reward, self.path(f"round-{round_}/probe"),
             self.console, last,
         )  # fmt: skip
 

@@ -6,13 +6,14 @@ from itertools import count
 import pytest
 
 from looptool_jax.config import load_config
-from looptool_jax.data.store import DataError, read_jsonl, read_samples, write_jsonl, write_samples
+from looptool_jax.data.store import DataError, read_jsonl, read_samples
 from looptool_jax.inference.answers import Answer, AnswerConfig
 from looptool_jax.loop import runner
 from looptool_jax.loop.console import Console
 from looptool_jax.loop.expand import ExpandConfig, expand
 from looptool_jax.loop.judge import ErrorSeed, JudgeConfig, judge
-from looptool_jax.loop.probe import Probe
+from looptool_jax.loop.probe import Probe, ProbeConfig, probe
+from looptool_jax.loop.reward import RewardConfig
 from looptool_jax.loop.runner import Runner
 from looptool_jax.loop.train import TrainConfig, schedule
 from looptool_jax.models.config import ModelError
@@ -284,16 +285,14 @@ def test_rows_that_the_attention_cannot_compute_are_refused_before_the_first_sta
     assert not (tmp_path / "seed").exists()
 
 
-def test_copies_of_an_error_seed_are_not_probed(tmp_path, monkeypatch):
+def test_copies_of_an_error_seed_are_not_probed(tmp_path):
     """Else each round repeats the copies of the one before: 24 of one seed were seen in D_3."""
     seeds = [replace(sample(name), origin=Origin("error", 2)) for name in ("a", "b")]
     copies = [replace(seeds[0], id=f"a.r1x{i}", origin=Origin("repeated", 2, parent="a")) for i in (1, 2)]
-    write_samples(tmp_path / "round-2/data.jsonl", [*seeds, *copies])
-    write_jsonl(tmp_path / "round-1/probe/probes.jsonl", [])
-    run = Runner(load_config("micro", [f"run_dir={tmp_path}", "compose.expanded_part=repeat_errors"]), QUIET)
-    monkeypatch.setattr(Runner, "policy", lambda self, round_: None)
-    monkeypatch.setattr(runner, "probe", lambda policy, samples, *rest: samples)
-    assert [one.id for one in run._probe(2)] == ["a", "b"]
+    policy = Scripted(text=answer("Ulm"))
+    metrics = probe(policy, [seeds[0], *copies, seeds[1]], ProbeConfig(), RewardConfig(), str(tmp_path), QUIET)
+    assert metrics["samples"] == 2
+    assert [row["id"] for row in read_jsonl(tmp_path / "probes.jsonl")] == ["a", "b"]
 
 
 def test_only_scoring_names_the_truth_and_nothing_held_out_means_no_evaluation(tmp_path):
